@@ -1,0 +1,1 @@
+"""Plain Python: what the provider does, without Airflow. Nothing here imports airflow."""

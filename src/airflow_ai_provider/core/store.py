@@ -1,0 +1,190 @@
+"""Batches at a URI: files are written aside, the manifest last, and everything is read back against its digest.
+
+Invariants: a batch exists when its ``manifest.json`` exists, and then all its bytes are there; writing the same batch
+again writes the same bytes; a reader gets the bytes that the manifest names or an error.
+
+Layout: ``<root>/<pipeline>/<kind>/<batch_id>/{manifest.json, <table>/<number>.parquet}``; a part being written lies
+at ``<part>.aside`` and moves to its name when it is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from airflow_ai_provider.core.batch import BatchRef, Manifest, Part, canonical_json
+from airflow_ai_provider.errors import CorruptBatchError, SourceUnavailableError
+
+MANIFEST = "manifest.json"
+
+
+class Store:
+    """Keep batches under one URI, each whole or not there at all.
+
+    :param root: where batches lie: a local path or any URI that fsspec opens (``file:///data/ai``, ``s3://bucket/ai``).
+    :param options: keyword arguments of the file system (``endpoint_url``, ``key`` …); never written anywhere.
+    """
+
+    def __init__(self, root: str, options: Mapping[str, Any] | None = None) -> None:
+        self.root = root.rstrip("/")
+        self._fs, path = fsspec.core.url_to_fs(self.root, **dict(options or {}))
+        self._path = str(path).rstrip("/")
+
+    def open_batch(self, pipeline: str, kind: str, batch_id: str) -> BatchWriter:
+        """Start writing a batch; nothing of it exists until :meth:`BatchWriter.land`."""
+        return BatchWriter(self, pipeline, kind, batch_id)
+
+    def find(self, pipeline: str, kind: str, batch_id: str) -> BatchRef | None:
+        """Return the reference of a landed batch, or None when its manifest is not there."""
+        folder = f"{pipeline}/{kind}/{batch_id}"
+        data = self.read_bytes(f"{folder}/{MANIFEST}")
+        if data is None:
+            return None
+        return _ref(Manifest.from_dict(json.loads(data)), f"{self.root}/{folder}", data)
+
+    def manifest(self, ref: BatchRef) -> Manifest:
+        """Open a batch's manifest.
+
+        :raises CorruptBatchError: when it is gone or differs from the reference; a retry does not help.
+        """
+        data = self.read_bytes(f"{self._relative(ref.uri)}/{MANIFEST}")
+        if data is None or _sha256(data) != ref.digest:
+            what = "is gone" if data is None else "is not the one this run wrote"
+            raise CorruptBatchError(
+                f"the manifest of batch {ref.batch_id} at {ref.uri} {what}. "
+                "Clear the task that wrote it to write it again.",
+                uri=ref.uri,
+                expected=ref.digest,
+            )
+        return Manifest.from_dict(json.loads(data))
+
+    def read_part(self, ref: BatchRef, part: Part, columns: list[str] | None = None) -> pa.Table:
+        """Read one part, checked against its digest.
+
+        :param columns: only these columns; None reads all.
+        :return: the rows, in stored order.
+        :raises CorruptBatchError: when bytes are missing or changed; a retry does not help.
+        """
+        data = self.read_bytes(f"{self._relative(ref.uri)}/{part.path}")
+        if data is None or _sha256(data) != part.digest:
+            what = "is gone" if data is None else "has other bytes than its manifest says"
+            raise CorruptBatchError(
+                f"{part.path} of batch {ref.batch_id} at {ref.uri} {what}. "
+                "Clear the task that wrote it to write it again.",
+                uri=ref.uri,
+                path=part.path,
+            )
+        return pq.read_table(io.BytesIO(data), columns=columns)
+
+    def read(self, ref: BatchRef, table: str | None = None, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """Yield the parts of a batch as tables, one part in memory at a time.
+
+        :param table: one table of the batch; None reads those the reference names (all when it names none).
+        """
+        names = (table,) if table else ref.tables
+        for part in self.manifest(ref).parts:
+            if not names or part.table in names:
+                yield self.read_part(ref, part, columns)
+
+    def read_bytes(self, path: str) -> bytes | None:
+        """Return a file under the root, or None when it is not there.
+
+        :raises SourceUnavailableError: when the store does not answer; a retry may help.
+        """
+        try:
+            return cast(bytes, self._fs.cat_file(f"{self._path}/{path}"))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise SourceUnavailableError(
+                f"the store at {self.root} did not give {path}: {error}. Check that it is reachable; the retry reads it again.",
+                path=path,
+            ) from error
+
+    def write_bytes(self, path: str, data: bytes) -> None:
+        """Write a file under the root: aside first, then moved to its name, so it is whole or not there.
+
+        :raises SourceUnavailableError: when the store does not take it (down, full); a retry may help.
+        """
+        target = f"{self._path}/{path}"
+        try:
+            self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+            self._fs.pipe_file(f"{target}.aside", data)
+            self._fs.mv(f"{target}.aside", target)
+        except OSError as error:
+            raise SourceUnavailableError(
+                f"the store at {self.root} did not take {path} ({len(data)} bytes): {error}. "
+                "Check that it is reachable and has room; the retry writes it again.",
+                path=path,
+            ) from error
+
+    def _relative(self, uri: str) -> str:
+        if not uri.startswith(self.root + "/"):
+            raise CorruptBatchError(
+                f"batch {uri} does not lie in the store at {self.root}. "
+                "Use the same ai_store connection for every task of the pipeline.",
+                uri=uri,
+            )
+        return uri[len(self.root) + 1 :]
+
+
+class BatchWriter:
+    """Write one batch: parts aside, the manifest last; a killed writer leaves no batch.
+
+    Obtained from :meth:`Store.open_batch`. Parts of one table get numbers in the order of writing.
+    """
+
+    def __init__(self, store: Store, pipeline: str, kind: str, batch_id: str) -> None:
+        self._store, self.kind, self.batch_id = store, kind, batch_id
+        self.folder = f"{pipeline}/{kind}/{batch_id}"
+        self.parts: list[Part] = []
+
+    def write(self, table: str, rows: pa.Table, number: int | None = None) -> Part:
+        """Store rows as one part of a table.
+
+        :param table: which table of the batch.
+        :param rows: any number of rows, zero too; written as Parquet (zstd) with fixed settings, so that the same rows give the same bytes.
+        :param number: position of the part within its table; None takes the next one.
+        :return: the stored part, with its digest.
+        """
+        if number is None:
+            number = sum(p.table == table for p in self.parts)
+        sink = io.BytesIO()
+        pq.write_table(rows.combine_chunks().replace_schema_metadata(None), sink, compression="zstd", version="2.6")
+        data = sink.getvalue()
+        part = Part(f"{table}/{number:05d}.parquet", table, rows.num_rows, len(data), _sha256(data))
+        self._store.write_bytes(f"{self.folder}/{part.path}", data)
+        self.parts.append(part)
+        return part
+
+    def keep(self, part: Part) -> None:
+        """Take over a part that an earlier, killed try has already written whole."""
+        self.parts.append(part)
+
+    def land(self, counts: Mapping[str, int], facts: Mapping[str, Any]) -> BatchRef:
+        """Write the manifest: from here on the batch exists.
+
+        :param counts: row counts; they must add up (:meth:`Manifest.check`).
+        :param facts: plain JSON; no clock, nothing secret.
+        :raises RowMismatchError: when the counts do not add up; nothing is landed.
+        """
+        parts = tuple(sorted(self.parts, key=lambda p: (p.table, p.path)))
+        manifest = Manifest(self.kind, self.batch_id, parts, dict(counts), dict(facts)).check()
+        data = canonical_json(manifest.to_dict())
+        self._store.write_bytes(f"{self.folder}/{MANIFEST}", data)
+        return _ref(manifest, f"{self._store.root}/{self.folder}", data)
+
+
+def _ref(manifest: Manifest, uri: str, data: bytes) -> BatchRef:
+    return BatchRef(manifest.kind, manifest.batch_id, uri, _sha256(data), dict(manifest.counts))
+
+
+def _sha256(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
