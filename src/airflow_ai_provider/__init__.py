@@ -1,0 +1,63 @@
+"""Validated ingestion, pinned inference, decisions by confidence and actions with undo, for Apache Airflow.
+
+The public face, loaded lazily (PEP 562): importing the package loads no operator, no model library, no table library.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_FACE = {
+    "ApiActionOperator": "operators.act",
+    "BatchInferenceOperator": "operators.infer",
+    "CompensateOperator": "operators.act",
+    "ConfidenceBranchOperator": "operators.decide",
+    "PinModelOperator": "operators.infer",
+    "ReplayQuarantineOperator": "operators.ingest",
+    "ReviewOperator": "operators.decide",
+    "ValidatedIngestOperator": "operators.ingest",
+    "Fallback": "core.decide.policy",
+    "FileSource": "core.ingest.source",
+    "KafkaSource": "core.ingest.source",
+    "Policy": "core.decide.policy",
+    "Undo": "core.act.value",
+    "build_dag": "dag_factory",
+    "load_pipelines": "dag_factory",
+    "errors": "errors",
+}
+
+__all__ = ["__version__", *_FACE]  # noqa: PLE0604 - the names are those of _FACE, each resolved by __getattr__
+
+if TYPE_CHECKING:
+    from airflow_ai_provider import errors as errors
+    from airflow_ai_provider.core.act.value import Undo as Undo
+    from airflow_ai_provider.core.decide.policy import Fallback as Fallback
+    from airflow_ai_provider.core.decide.policy import Policy as Policy
+    from airflow_ai_provider.core.ingest.source import FileSource as FileSource
+    from airflow_ai_provider.core.ingest.source import KafkaSource as KafkaSource
+    from airflow_ai_provider.dag_factory import build_dag as build_dag
+    from airflow_ai_provider.dag_factory import load_pipelines as load_pipelines
+    from airflow_ai_provider.operators.act import ApiActionOperator as ApiActionOperator
+    from airflow_ai_provider.operators.act import CompensateOperator as CompensateOperator
+    from airflow_ai_provider.operators.decide import ConfidenceBranchOperator as ConfidenceBranchOperator
+    from airflow_ai_provider.operators.decide import ReviewOperator as ReviewOperator
+    from airflow_ai_provider.operators.infer import BatchInferenceOperator as BatchInferenceOperator
+    from airflow_ai_provider.operators.infer import PinModelOperator as PinModelOperator
+    from airflow_ai_provider.operators.ingest import ReplayQuarantineOperator as ReplayQuarantineOperator
+    from airflow_ai_provider.operators.ingest import ValidatedIngestOperator as ValidatedIngestOperator
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FACE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(f"{__name__}.{_FACE[name]}")
+    value = module if name == "errors" else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

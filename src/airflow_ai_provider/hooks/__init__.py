@@ -1,0 +1,1 @@
+"""Airflow connections and the task's context → what core needs. Hooks do not import each other."""

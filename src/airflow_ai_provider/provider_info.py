@@ -1,0 +1,87 @@
+"""What Airflow's provider discovery asks for. Plain values: importing this loads nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_PACKAGE = "airflow_ai_provider"
+
+
+def get_provider_info() -> dict[str, Any]:
+    """Describe the provider to Airflow: connection types with their form fields, and commands."""
+    return {
+        "package-name": "airflow-ai-provider",
+        "name": "AI",
+        "description": "Validated ingestion, pinned inference, decisions by confidence and actions with undo.",
+        "connection-types": _CONNECTION_TYPES,
+        "cli": [f"{_PACKAGE}.cli.get_cli_commands"],
+    }
+
+
+def _text(label: str, description: str, *, secret: bool = False) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": ["string", "null"]}
+    if secret:
+        schema["format"] = "password"
+    return {"label": label, "description": description, "schema": schema}
+
+
+def _number(label: str, description: str) -> dict[str, Any]:
+    return {"label": label, "description": description, "schema": {"type": ["number", "null"]}}
+
+
+_CONNECTION_TYPES: list[dict[str, Any]] = [
+    {
+        "connection-type": "ai_store",
+        "hook-class-name": f"{_PACKAGE}.hooks.store.StoreHook",
+        "hook-name": "AI batch store",
+        "conn-fields": {
+            "uri": _text("URI", "Where batches lie: file:///data/ai, s3://bucket/prefix"),
+            "endpoint_url": _text("Endpoint URL", "Only for an S3 API of your own"),
+        },
+        "ui-field-behaviour": {
+            "hidden-fields": ["host", "port", "schema"],
+            "relabeling": {"login": "Access key", "password": "Secret key"},
+            "placeholders": {},
+        },
+    },
+    {
+        "connection-type": "ai_ledger",
+        "hook-class-name": f"{_PACKAGE}.hooks.ledger.LedgerHook",
+        "hook-name": "AI ledger",
+        "conn-fields": {
+            "url": _text("Database URL", "Any SQLAlchemy URL; or fill in host, schema, login, password", secret=True)
+        },
+        "ui-field-behaviour": {
+            "hidden-fields": [],
+            "relabeling": {"schema": "Database"},
+            "placeholders": {"host": "postgres", "schema": "ai_ledger"},
+        },
+    },
+    {
+        "connection-type": "mlflow",
+        "hook-class-name": f"{_PACKAGE}.hooks.mlflow.MlflowRegistryHook",
+        "hook-name": "MLflow registry",
+        "conn-fields": {
+            "tracking_uri": _text("Tracking URI", "Only without a server: sqlite:////data/mlflow.db", secret=True)
+        },
+        "ui-field-behaviour": {
+            "hidden-fields": [],
+            "relabeling": {"schema": "Scheme"},
+            "placeholders": {"host": "http://mlflow", "port": "5000"},
+        },
+    },
+    {
+        "connection-type": "ai_api",
+        "hook-class-name": f"{_PACKAGE}.hooks.api.ApiHook",
+        "hook-name": "AI action API",
+        "conn-fields": {
+            "timeout_s": _number("Timeout (s)", "Per request; default 30"),
+            "in_flight": _number("Requests in flight", "At a time; default 64"),
+        },
+        "ui-field-behaviour": {
+            "hidden-fields": [],
+            "relabeling": {"schema": "Scheme", "password": "Password or bearer token"},
+            "placeholders": {"host": "https://tickets.example.com"},
+        },
+    },
+]

@@ -1,0 +1,27 @@
+"""The one retry policy that all operators carry: the error says whether another try can pass.
+
+Invariant: a :class:`~airflow_ai_provider.errors.TerminalError` fails the task at once, whatever ``retries`` says;
+a transient error or an unknown outcome uses the task's own retries and delay.
+"""
+
+from __future__ import annotations
+
+from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryRule
+
+_ERRORS = "airflow_ai_provider.errors"
+
+# Paths, not classes: the policy is part of the serialised DAG.
+RETRY_POLICY = ExceptionRetryPolicy(
+    rules=[
+        RetryRule(
+            exception=[f"{_ERRORS}.TerminalError", f"{_ERRORS}.CompensationError"],
+            action=RetryAction.FAIL,
+            reason="the same input fails again",
+        ),
+        RetryRule(
+            exception=[f"{_ERRORS}.TransientError", f"{_ERRORS}.UnknownOutcomeError"],
+            action=RetryAction.RETRY,
+            reason="another try may pass",
+        ),
+    ]
+)

@@ -1,0 +1,86 @@
+"""What a task learns from Airflow's context: which run this is, and where its files lie.
+
+Invariant: core never sees a context; it gets these plain values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from airflow_ai_provider.errors import SpecError
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a pipeline, as a task sees it.
+
+    :param pipeline: the DAG's id.
+    :param run_id: Airflow's run id.
+    :param task_key: run id, task id and map index: the same on every retry and clear of this task.
+    :param run_type: ``scheduled``, ``manual``, ``backfill``, ``asset_triggered`` …
+    :param window: the run's data interval; None when it has none, or one of zero width.
+    :param params: the run's params: the trigger form's values over their defaults.
+    """
+
+    pipeline: str
+    run_id: str
+    task_key: str
+    run_type: str
+    window: tuple[datetime, datetime] | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_backfill(self) -> bool:
+        """True in a run made by a backfill."""
+        return self.run_type == "backfill"
+
+    @property
+    def is_muted(self) -> bool:
+        """True when nothing may be done to the outside: a dry run, or a backfill that was not asked to act."""
+        return bool(self.params.get("dry_run")) or (self.is_backfill and not self.params.get("act_in_backfill"))
+
+
+def run_of(context: Mapping[str, Any]) -> Run:
+    """Read the run from a task's context.
+
+    :param context: Airflow's task context.
+    """
+    dag_run, ti = context["dag_run"], context["ti"]
+    start, end = getattr(dag_run, "data_interval_start", None), getattr(dag_run, "data_interval_end", None)
+    return Run(
+        pipeline=ti.dag_id,
+        run_id=dag_run.run_id,
+        task_key=f"{dag_run.run_id}/{ti.task_id}/{ti.map_index if ti.map_index is not None else -1}",
+        run_type=str(getattr(dag_run.run_type, "value", dag_run.run_type)),
+        window=(start, end) if start and end and start < end else None,
+        params=dict(context.get("params") or {}),
+    )
+
+
+def find_file(dag: Any, name: str, folder: str) -> str:
+    """Find a file that the author named: a suite, a template.
+
+    Looked for, in order: as given (an absolute path), beside the DAG file, in ``<folder>`` beside the DAG file, in
+    ``include/<folder>`` beside the DAG file, and in ``include/<folder>`` of the project around the dags folder.
+
+    :param dag: the task's DAG.
+    :param name: file name or path as written.
+    :param folder: ``expectations`` or ``templates``.
+    :return: absolute path.
+    :raises SpecError: when it is in none of these places; a retry does not help.
+    """
+    home = Path(getattr(dag, "fileloc", None) or ".").resolve().parent
+    places = [home / name, home / folder / name, home / "include" / folder / name]
+    places += [parent / "include" / folder / name for parent in (home.parent, home.parent.parent)]
+    for place in places:
+        if place.is_file():
+            return str(place)
+    looked = ", ".join(str(p) for p in places)
+    raise SpecError(
+        f"file {name!r} not found. Looked for: {looked}. Put it in one of these places, or give an absolute path.",
+        faults=[(name, "file not found")],
+    )
