@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from airflow_ai_provider.errors import CorruptBatchError, RowMismatchError
+from airflow_ai_provider.errors import CorruptBatchError, RowMismatchError, SpecError
 
 SCHEMA_VERSION = 1
 ROW_ID = "_row_id"
@@ -35,6 +35,37 @@ def canonical_json(value: Any) -> bytes:
 def digest_of(value: Any) -> str:
     """Return the SHA-256 of a value's canonical JSON, as ``sha256:<64 hex digits>``."""
     return "sha256:" + hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def share_or_count(limit: float | str | None) -> float | int | None:
+    """Read a limit that is a share of the rows or a count of rows.
+
+    :param limit: ``0.2`` or ``"20%"`` (a share, below 1), ``50`` (a count), None or empty text (no limit).
+    :return: a float below 1 for a share, an int for a count, None for no limit.
+    :raises SpecError: when it is neither; a retry does not help.
+    """
+    if limit is None or (isinstance(limit, str) and limit.strip() in ("", "None")):
+        return None
+    text = str(limit).strip()
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if 0 <= value < 1 or (text.endswith("%") and value == 1):
+        return value if value < 1 else None
+    if value >= 1 and value == int(value) and not text.endswith("%"):
+        return int(value)
+    raise SpecError(
+        f"limit {limit!r} is neither a share nor a count: write 0.2 or '20%' for a share, 50 for a count.",
+        faults=[("limit", f"{limit!r} is neither a share nor a count")],
+    )
+
+
+def exceeds(row_count: int, of: int, limit: float | int | None) -> bool:
+    """Tell whether ``row_count`` rows of ``of`` are more than a limit from :func:`share_or_count` allows."""
+    if limit is None:
+        return False
+    return row_count > (limit if isinstance(limit, int) and limit >= 1 else limit * of)
 
 
 @dataclass(frozen=True, order=True)
