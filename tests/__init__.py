@@ -1,0 +1,1 @@
+"""The tests; a package so that benchmarks can start the same real servers."""

@@ -1,0 +1,90 @@
+"""One real Apache Kafka broker (KRaft, one node) from the cached jars.
+
+Invariants: topics are made by create_topic() only, so that a typo in a topic's name is an error, not a new topic.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from tests.servers.process import Server, ServerFailedError, ServerProcess, free_port
+
+_JARS_TOOL = Path(__file__).resolve().parents[2] / "tools" / "kafka_jars.sh"
+_SETTINGS = """\
+process.roles=broker,controller
+node.id=1
+controller.quorum.bootstrap.servers=127.0.0.1:{controller_port}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+inter.broker.listener.name=PLAINTEXT
+controller.listener.names=CONTROLLER
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
+log.dirs={folder}/log
+auto.create.topics.enable=false
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=1
+group.initial.rebalance.delay.ms=0
+"""
+
+
+class KafkaBroker(Server):
+    """Start a broker on free ports; close() ends it and removes its data."""
+
+    def __init__(self) -> None:
+        folder = Path(tempfile.mkdtemp(prefix="kafka-"))
+        port = free_port()
+        self.bootstrap = f"127.0.0.1:{port}"
+        self.classpath = f"{_jars()}/*"
+        settings = folder / "server.properties"
+        settings.write_text(_SETTINGS.format(port=port, controller_port=free_port(), folder=folder))
+        self._format(settings)
+        broker = ServerProcess(
+            ["java", "-Xmx512m", "-cp", self.classpath, "kafka.Kafka", str(settings)],
+            log=folder / "server.out",
+            ready=lambda log: "Kafka Server started" in log,
+        )
+        super().__init__(folder, broker)
+
+    def create_topic(self, name: str, partitions: int = 1, config: dict[str, str] | None = None) -> str:
+        """Create a topic and return its name when every topic partition has a leader."""
+        admin = self.admin()
+        admin.create_topics([NewTopic(name, partitions, 1, config=config or {})])[name].result(30)
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            topic = admin.list_topics(name, timeout=10).topics[name]
+            if len(topic.partitions) == partitions and all(p.leader >= 0 for p in topic.partitions.values()):
+                return name
+            time.sleep(0.05)
+        raise ServerFailedError(f"topic {name} has no leaders after 30 s; the broker's log ends:\n{self.log_tail()}")
+
+    def admin(self) -> AdminClient:
+        return AdminClient({"bootstrap.servers": self.bootstrap})
+
+    def _format(self, settings: Path) -> None:
+        tool = ["java", "-Xmx128m", "-cp", self.classpath, "kafka.tools.StorageTool"]
+        cluster_id = _answer([*tool, "random-uuid"]).split()[-1]
+        _answer([*tool, "format", "-t", cluster_id, "-c", str(settings), "--standalone"])
+
+
+def _jars() -> Path:
+    return Path(_answer(["bash", str(_JARS_TOOL)]).split()[-1])
+
+
+def _answer(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    except FileNotFoundError as error:
+        raise ServerFailedError(
+            f"{command[0]} is not installed: run  make test  or tools/system_packages.sh"
+        ) from error
+    if done.returncode != 0:
+        raise ServerFailedError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return done.stdout
