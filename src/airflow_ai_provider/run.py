@@ -61,6 +61,11 @@ def run_of(context: Mapping[str, Any]) -> Run:
     )
 
 
+def home_of(dag: Any) -> Path:
+    """Return the folder of the DAG file: what relative paths in it are relative to."""
+    return Path(getattr(dag, "fileloc", None) or ".").resolve().parent
+
+
 def find_file(dag: Any, name: str, folder: str) -> str:
     """Find a file that the author named: a suite, a template.
 
@@ -73,7 +78,7 @@ def find_file(dag: Any, name: str, folder: str) -> str:
     :return: absolute path.
     :raises SpecError: when it is in none of these places; a retry does not help.
     """
-    home = Path(getattr(dag, "fileloc", None) or ".").resolve().parent
+    home = home_of(dag)
     places = [home / name, home / folder / name, home / "include" / folder / name]
     places += [parent / "include" / folder / name for parent in (home.parent, home.parent.parent)]
     for place in places:

@@ -226,7 +226,9 @@ _SUMS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "review": (("review", ("answered", "hold")),),
     "outcomes": (("rows", ("done", "refused", "unknown", "muted")),),
 }
-_COUNTED_AS = {"quarantine": "quarantined", "predictions": "accepted", "outcomes": "rows"}
+_TOTALS = {kind: tuple(total for total, _ in sums) for kind, sums in _SUMS.items()}
+# table → the count that says how many rows it holds, where their names differ.
+_COUNTED_AS = {"quarantine": "quarantined", "predictions": "accepted", "outcomes": "rows", "reviewed": "answered"}
 
 
 @dataclass(frozen=True)
@@ -248,6 +250,12 @@ class BatchRef:
     counts: Mapping[str, int]
     tables: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def row_count(self) -> int:
+        """Rows of the tables that this reference names (of all tables when it names none)."""
+        names = self.tables or tuple(n for n in self.counts if n not in _TOTALS.get(self.kind, ()))
+        return sum(self.counts.get(_COUNTED_AS.get(name, name), 0) for name in names)
 
     def only(self, *tables: str) -> BatchRef:
         """Return a reference to some tables of the same batch."""

@@ -1,0 +1,128 @@
+"""Infer as operators: pin the model once per run, then predict a batch with exactly that model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from airflow.sdk import BaseOperator
+from airflow_ai_provider.retry import RETRY_POLICY
+from airflow_ai_provider.run import run_of
+
+
+class PinModelOperator(BaseOperator):
+    """Fix one model for the whole run: an alias becomes a version and the digest of its bytes, once.
+
+    Every later task of the run, on every worker and retry, loads exactly these bytes or fails. Clearing this task in
+    the same run returns the same pin, wherever the alias points by then; the ledger keeps the history of pins.
+
+    :param model: ``name@alias`` or ``name/version`` of a registered model. Templated.
+    :param mlflow_conn_id: connection of the MLflow registry.
+    :param ledger_conn_id: connection of the ledger.
+    :return: the pin (XCom): version, digest of every artifact file, signature.
+    :raises ModelPinError: no such model, alias or version, or no signature; a retry does not help.
+    :raises RegistryUnavailableError: the registry does not answer; a retry may help.
+    """
+
+    template_fields: Sequence[str] = ("model",)
+    ui_color = "#e4dcff"
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        mlflow_conn_id: str = "mlflow_default",
+        ledger_conn_id: str = "ai_ledger_default",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**{"retry_policy": RETRY_POLICY, **kwargs})
+        self.model = model
+        self.mlflow_conn_id = mlflow_conn_id
+        self.ledger_conn_id = ledger_conn_id
+
+    def execute(self, context: Any) -> dict[str, Any]:
+        """Resolve the model, unless this run has it pinned already."""
+        from airflow_ai_provider.core.infer.pin import model_name, resolve_pin
+        from airflow_ai_provider.hooks.ledger import LedgerHook
+        from airflow_ai_provider.hooks.mlflow import MlflowRegistryHook
+
+        run, ledger = run_of(context), LedgerHook(self.ledger_conn_id).get_ledger()
+        pin = ledger.pin_of(run.pipeline, run.run_id, model_name(self.model))
+        if pin is None:
+            found = resolve_pin(self.model, MlflowRegistryHook(self.mlflow_conn_id).tracking_uri(), cache_dir())
+            pin = ledger.pin(run.pipeline, run.run_id, found)
+        self.log.info("%s is version %s, %s, for the whole run", self.model, pin.version, pin.digest[:19])
+        return pin.to_dict()
+
+
+class BatchInferenceOperator(BaseOperator):
+    """Predict every row of a batch with the pinned model, each row predicted or failed with its reason.
+
+    The model's bytes are checked against the pin and its device against ``device`` before the first row. A retry goes
+    on after the last finished part; the same batch and pin give the same predictions, byte for byte.
+
+    :param batch: reference of the batch (the ingest task's output). Templated.
+    :param model: the pin (the pin task's output). Templated.
+    :param device: ``auto`` takes a GPU when the engine has one, ``cpu``, ``cuda``; ``require_cuda`` refuses to run on
+        anything else. Templated.
+    :param batch_size: rows per call of the model; None lets the engine choose. Templated.
+    :param max_failed: share or count of rows that may fail; more fail the task. None sets no limit. Templated.
+    :param mlflow_conn_id: connection of the MLflow registry, for a worker that has not the model's files yet.
+    :param store_conn_id: connection of the store.
+    :return: reference of the predictions (XCom).
+    :raises ModelPinError: bytes differ from the pin; a retry does not help.
+    :raises DeviceError: the required device is not what the engine runs on; a retry does not help.
+    """
+
+    template_fields: Sequence[str] = ("batch", "model", "device", "batch_size", "max_failed")
+    ui_color = "#e4dcff"
+
+    def __init__(
+        self,
+        *,
+        batch: Any,
+        model: Any,
+        device: str = "auto",
+        batch_size: int | str | None = None,
+        max_failed: float | str | None = None,
+        mlflow_conn_id: str = "mlflow_default",
+        store_conn_id: str = "ai_store_default",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**{"retry_policy": RETRY_POLICY, **kwargs})
+        self.batch = batch
+        self.model = model
+        self.device = device
+        self.batch_size = batch_size
+        self.max_failed = max_failed
+        self.mlflow_conn_id = mlflow_conn_id
+        self.store_conn_id = store_conn_id
+
+    def execute(self, context: Any) -> dict[str, Any]:
+        """Check the pin, open the engine, predict."""
+        from airflow_ai_provider.core.batch import BatchRef, Pin, share_or_count
+        from airflow_ai_provider.core.infer.cache import fetch
+        from airflow_ai_provider.core.infer.engine import open_engine
+        from airflow_ai_provider.core.infer.flow import infer
+        from airflow_ai_provider.hooks.mlflow import MlflowRegistryHook
+        from airflow_ai_provider.hooks.store import StoreHook
+
+        pin = Pin.from_dict(self.model)
+        folder = fetch(pin, cache_dir(), MlflowRegistryHook(self.mlflow_conn_id).tracking_uri)
+        with open_engine(pin, folder, self.device) as engine:
+            return infer(
+                BatchRef.from_dict(self.batch),
+                pin,
+                StoreHook(self.store_conn_id).get_store(),
+                engine,
+                pipeline=run_of(context).pipeline,
+                batch_size=int(self.batch_size or 0) or None,
+                max_failed=share_or_count(self.max_failed),
+            ).to_dict()
+
+
+def cache_dir() -> str:
+    """Return where this worker keeps model files, by digest."""
+    from airflow_ai_provider.connection import home
+
+    return f"{home()}/models"

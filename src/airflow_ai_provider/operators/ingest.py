@@ -1,0 +1,156 @@
+"""Ingest as operators: land a validated batch, and replay what was quarantined."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator
+from airflow_ai_provider.retry import RETRY_POLICY
+from airflow_ai_provider.run import find_file, home_of, run_of
+
+if TYPE_CHECKING:
+    from airflow_ai_provider.core.ingest.flow import Source, Validator
+    from airflow_ai_provider.core.ingest.source import FileSource, KafkaSource
+
+
+class ValidatedIngestOperator(BaseOperator):
+    """Land one validated batch from a source, each row in it or in quarantine with its reasons.
+
+    Takes what came since the last batch (in a backfill run: what arrived in the run's data interval), checks it with
+    a Great Expectations suite and stores accepted and quarantined rows. A retry or clear reads the same rows again
+    and returns the same batch; two runs never take the same rows.
+
+    :param source: where rows come from: ``KafkaSource`` or ``FileSource``.
+    :param expectations: the suite's JSON file, looked for beside the DAG file and in ``include/expectations``; None
+        checks nothing but that rows can be decoded. Templated.
+    :param max_rejected: a share below 1 (``0.2``, ``"20%"``) or a count (``50``); more rejected rows fail the task,
+        and nothing is landed. None sets no limit. Templated.
+    :param row_limit: at most so many rows in this batch; 0 or None sets no limit. Templated.
+    :param store_conn_id: connection of the store.
+    :param ledger_conn_id: connection of the ledger.
+    :return: reference of the batch (XCom).
+    :raises SourceUnavailableError: broker or file system down; a retry may help.
+    :raises BatchRejectedError: too many rows rejected; a retry does not help.
+    """
+
+    template_fields: Sequence[str] = ("source", "expectations", "max_rejected", "row_limit")
+    ui_color = "#d7ecff"
+
+    def __init__(
+        self,
+        *,
+        source: KafkaSource | FileSource | Mapping[str, Any],
+        expectations: str | None = None,
+        max_rejected: float | str | None = None,
+        row_limit: int | str | None = None,
+        store_conn_id: str = "ai_store_default",
+        ledger_conn_id: str = "ai_ledger_default",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**{"retry_policy": RETRY_POLICY, **kwargs})
+        self.source = source
+        self.expectations = expectations
+        self.max_rejected = max_rejected
+        self.row_limit = row_limit
+        self.store_conn_id = store_conn_id
+        self.ledger_conn_id = ledger_conn_id
+
+    def execute(self, context: Any) -> dict[str, Any]:
+        """Land the batch."""
+        from airflow_ai_provider.core.batch import share_or_count
+        from airflow_ai_provider.core.ingest.flow import IngestRun, ingest
+        from airflow_ai_provider.core.ingest.source import source_of
+        from airflow_ai_provider.hooks.ledger import LedgerHook
+        from airflow_ai_provider.hooks.store import StoreHook
+
+        run, source = run_of(context), source_of(self.source)
+        asked = IngestRun(
+            pipeline=run.pipeline,
+            run_id=run.run_id,
+            run_key=run.task_key,
+            window=run.window if run.is_backfill or source.by == "window" else None,
+            row_limit=int(self.row_limit or 0) or None,
+            max_rejected=share_or_count(self.max_rejected),
+        )
+        validator = _open_validator(self.expectations, self.dag)
+        store = StoreHook(self.store_conn_id).get_store()
+        ledger = LedgerHook(self.ledger_conn_id).get_ledger()
+        with closing(_open_reader(source, self.dag)) as reader:
+            return ingest(reader, validator, store, ledger, asked).to_dict()
+
+
+class ReplayQuarantineOperator(BaseOperator):
+    """Land corrected quarantined rows as a batch of their own, under the same row ids.
+
+    Reads a batch's quarantine, applies the corrections, checks the rows again with the suite and lands those that pass;
+    the rest stays in quarantine. Running it again with the same corrections returns the same batch.
+
+    :param batch: reference of the batch (the ingest task's output). Templated.
+    :param corrections: a JSON file (or a mapping) of row id to the corrected row, complete or only the changed
+        fields; looked for beside the DAG file and in ``include/corrections``. Templated.
+    :param expectations: the suite, as for :class:`ValidatedIngestOperator`. Templated.
+    :param store_conn_id: connection of the store.
+    :param ledger_conn_id: connection of the ledger.
+    :return: reference of the replayed batch (XCom), with the same downstream use as the first.
+    :raises SpecError: corrections name rows that are not in quarantine; a retry does not help.
+    """
+
+    template_fields: Sequence[str] = ("batch", "corrections", "expectations")
+    ui_color = "#d7ecff"
+
+    def __init__(
+        self,
+        *,
+        batch: Any,
+        corrections: str | Mapping[str, Any],
+        expectations: str | None = None,
+        store_conn_id: str = "ai_store_default",
+        ledger_conn_id: str = "ai_ledger_default",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**{"retry_policy": RETRY_POLICY, **kwargs})
+        self.batch = batch
+        self.corrections = corrections
+        self.expectations = expectations
+        self.store_conn_id = store_conn_id
+        self.ledger_conn_id = ledger_conn_id
+
+    def execute(self, context: Any) -> dict[str, Any]:
+        """Land the corrected rows."""
+        from airflow_ai_provider.core.batch import BatchRef
+        from airflow_ai_provider.core.ingest.replay import read_corrections, replay_quarantine
+        from airflow_ai_provider.hooks.ledger import LedgerHook
+        from airflow_ai_provider.hooks.store import StoreHook
+
+        corrections = self.corrections
+        if isinstance(corrections, str):
+            corrections = read_corrections(find_file(self.dag, corrections, "corrections"))
+        return replay_quarantine(
+            StoreHook(self.store_conn_id).get_store(),
+            LedgerHook(self.ledger_conn_id).get_ledger(),
+            _open_validator(self.expectations, self.dag),
+            BatchRef.from_dict(self.batch),
+            corrections=corrections,
+            pipeline=run_of(context).pipeline,
+        ).to_dict()
+
+
+def _open_reader(source: KafkaSource | FileSource, dag: Any) -> Source:
+    from airflow_ai_provider.core.ingest.source import KafkaSource
+
+    if isinstance(source, KafkaSource):
+        from airflow_ai_provider.core.ingest.kafka import KafkaReader
+        from airflow_ai_provider.hooks.kafka import KafkaConfigHook
+
+        return KafkaReader(KafkaConfigHook(source.kafka_conn_id).get_config(), source)
+    from airflow_ai_provider.core.ingest.files import FileReader
+
+    return FileReader(source, home=home_of(dag))
+
+
+def _open_validator(expectations: str | None, dag: Any) -> Validator:
+    from airflow_ai_provider.core.ingest.validate import open_validator
+
+    return open_validator(find_file(dag, expectations, "expectations") if expectations else None)
