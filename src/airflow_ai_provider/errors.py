@@ -7,6 +7,7 @@
     │   ├── SourceUnavailableError        broker, file system or store did not answer
     │   ├── RegistryUnavailableError      model or schema registry did not answer
     │   ├── LedgerUnavailableError        the ledger's database did not answer
+    │   ├── LedgerStateError              a ledger line has moved on since it was read
     │   └── ActionUnavailableError        the receiver said "later" and surely did nothing
     ├── TerminalError                     the same input fails again
     │   ├── SpecError (ValueError)        what the author wrote cannot be run
@@ -66,6 +67,10 @@ class RegistryUnavailableError(TransientError):
 
 class LedgerUnavailableError(TransientError):
     """The ledger's database did not answer, or was locked for too long."""
+
+
+class LedgerStateError(TransientError):
+    """A ledger line has moved on since it was read: another process works on it, and a retry reads it again."""
 
 
 class ActionUnavailableError(TransientError):
