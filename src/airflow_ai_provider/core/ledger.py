@@ -1,0 +1,300 @@
+"""The ledger's values and Protocol: spans claimed, effects intended and done, pins, decisions, reviews.
+
+Invariants: what may follow what is decided here, by pure functions that every ledger uses, so the fake and the SQL
+one cannot disagree; an entry moves only along :data:`TRANSITIONS`; rows of a source are claimed by one run only;
+nothing here holds a secret. The SQL is in ``ledger_sql.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol, runtime_checkable
+
+from airflow_ai_provider.core.batch import BatchRef, Pin, Slice, Span
+from airflow_ai_provider.errors import IdempotencyConflictError, LedgerStateError, SpanConflictError
+
+TRANSITIONS: Mapping[str, frozenset[str]] = {
+    # refused without sending: our own rule says no (one key, two payloads)
+    "reserved": frozenset({"sent", "refused"}),
+    # sent again: a killed try left it so. reserved again: the receiver said "later", it surely did nothing
+    "sent": frozenset({"sent", "done", "refused", "unknown", "reserved"}),
+    "unknown": frozenset({"sent"}),
+    # only by an explicit resend: a person changed something at the receiver
+    "refused": frozenset({"sent"}),
+    "done": frozenset({"compensated", "parked"}),
+    # the undo failed; a later try may pass, or fail for another reason
+    "parked": frozenset({"compensated", "parked"}),
+    "compensated": frozenset(),
+}
+"""State of an entry → the states it may move to."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One run's hold on a span of rows.
+
+    :param state: ``claimed`` (being ingested) or ``landed`` (its batch is durable).
+    :param ref: the landed batch; None while only claimed.
+    :param run_id: the run that owns it, which need not be the run that asked.
+    """
+
+    pipeline: str
+    run_key: str
+    span: Span
+    state: str
+    ref: BatchRef | None
+    run_id: str
+
+
+@dataclass(frozen=True)
+class Intent:
+    """One effect on the outside world, written down before it is tried.
+
+    :param key: *which* effect: digest of pipeline, action and subject, never of the try.
+    :param subject: what it is about: the key column's value, or the row id.
+    :param fingerprint: *what* is sent: digest of the payload.
+    :param row_id: the row it came from, within ``batch_id``.
+    :param step: the action's place in the saga, from 0.
+    :param saga: name shared by all effects for one subject in one run.
+    :param undoes: key of the entry that this effect undoes; empty for an ordinary one.
+    :param request: what an undo or a person needs to know (endpoint, undo endpoint); never a secret.
+    """
+
+    key: str
+    pipeline: str
+    action: str
+    subject: str
+    fingerprint: str
+    run_id: str
+    row_id: str
+    batch_id: str
+    step: int
+    saga: str
+    undoes: str = ""
+    request: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry(Intent):
+    """One line of the ledger: an intent and what became of it.
+
+    :param state: a key of :data:`TRANSITIONS`.
+    :param outcome: what the receiver answered (``status``, ``id``, ``reason``); empty before.
+    :param attempts: how many times it was marked as sent.
+    :param updated_at: when the state last changed, UTC.
+    """
+
+    state: str
+    outcome: Mapping[str, Any] = field(default_factory=dict)
+    attempts: int = 0
+    updated_at: datetime
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one effect.
+
+    :param state: the state to move the entry to.
+    :param outcome: plain JSON, such as ``{"status": 201, "id": "T-7"}`` or ``{"status": 422, "reason": "…"}``.
+    """
+
+    key: str
+    state: str
+    outcome: Mapping[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Ledger(Protocol):
+    """Durable list of claims, effects, pins, decisions and reviews, shared by all tasks of all runs.
+
+    Each method is one transaction: it happened, or it did not. Safe to call from several threads and processes.
+    Every method raises LedgerUnavailableError when the database does not answer; a retry may help.
+    """
+
+    def claim(self, pipeline: str, run_key: str, span: Span, run_id: str) -> Claim:
+        """Take a span, once. The same ``run_key`` gets its own claim again, whatever span it now asks for; a span that
+        another run has landed exactly so is returned as that run's claim.
+
+        :raises SpanConflictError: when another run holds some of these rows.
+        """
+
+    def claim_of(self, pipeline: str, run_key: str) -> Claim | None:
+        """Return what this ``run_key`` holds."""
+
+    def landed(self, pipeline: str, run_key: str, ref: BatchRef) -> None:
+        """Mark a claim's batch as durable; again with the same batch does nothing.
+
+        :raises LedgerStateError: when there is no such claim, or it landed another batch.
+        """
+
+    def position(self, pipeline: str, source: str, identity: str) -> dict[str, int]:
+        """Return the end of the highest claimed slice per topic partition."""
+
+    def files_taken(self, pipeline: str, source: str) -> dict[str, str]:
+        """Return path → digest of the files claimed so far (of a path claimed twice, the later digest)."""
+
+    def release(self, pipeline: str, run_key: str) -> None:
+        """Give a claim back unless it has landed."""
+
+    def reserve(self, intents: Sequence[Intent]) -> list[Entry]:
+        """Write intents down before they are tried; known keys give the entry that is there. Order is kept.
+
+        :raises IdempotencyConflictError: when a key is known with another fingerprint (``keys`` names them all); then
+            none is reserved.
+        """
+
+    def sent(self, keys: Collection[str]) -> None:
+        """Mark entries as leaving now.
+
+        :raises LedgerStateError: when one may not be sent from where it is; then none moves.
+        """
+
+    def record(self, outcomes: Sequence[Outcome]) -> None:
+        """Move entries to what became of them; an entry that is there already keeps its first outcome.
+
+        :raises LedgerStateError: when one may not move so; then none moves.
+        """
+
+    def look_up(self, key: str) -> Entry | None:
+        """Return one entry."""
+
+    def entries(
+        self,
+        pipeline: str,
+        run_id: str | None = None,
+        action: str | None = None,
+        saga: str | None = None,
+        states: Collection[str] | None = None,
+    ) -> list[Entry]:
+        """Return entries by step, then in the order of their reservation; None means any."""
+
+    def open_sagas(self, pipeline: str, run_id: str) -> list[str]:
+        """Return the sagas of a run that wait for something: an answer, an undo, a person."""
+
+    def finished(self, pipeline: str, run_id: str, action: str, ref: BatchRef) -> None:
+        """Note that an action is through with its rows of this run: a row without an entry was not offered to it."""
+
+    def finished_actions(self, pipeline: str, run_id: str) -> dict[str, BatchRef]:
+        """Return the actions noted by :meth:`finished`, with their outcomes."""
+
+    def pin(self, pipeline: str, run_id: str, pin: Pin) -> Pin:
+        """Pin a model for a run; the first one wins, and the one that holds is returned."""
+
+    def pin_of(self, pipeline: str, run_id: str, name: str) -> Pin | None:
+        """Return the pin that holds for a run and a registered model."""
+
+    def pin_history(self, name: str) -> list[dict[str, Any]]:
+        """Return each run's pin of a model, oldest first (pipeline, run_id, name, version, alias, digest, pinned_at)."""
+
+    def decided(self, pipeline: str, run_id: str, facts: Mapping[str, Any]) -> None:
+        """Note one decide (policy digest, pin, counts per route); again for the same ``batch_id`` replaces it."""
+
+    def decisions(self, pipeline: str, run_id: str) -> list[dict[str, Any]]:
+        """Return the decisions of a run, oldest first."""
+
+    def reviewed(self, pipeline: str, run_id: str, answers: Sequence[Mapping[str, Any]]) -> None:
+        """Note what people answered, per ``row_id``; again for the same row replaces it."""
+
+    def reviews(self, pipeline: str, run_id: str) -> list[dict[str, Any]]:
+        """Return the answers of a run, oldest first."""
+
+
+def check_move(key: str, state: str, to: str) -> bool:
+    """Say whether an entry moves.
+
+    :return: True when it moves, False when it is there already (and nothing is to be written).
+    :raises LedgerStateError: when :data:`TRANSITIONS` does not allow it; a retry reads the entry again.
+    """
+    if to in TRANSITIONS.get(state, ()):
+        return True
+    if state == to:
+        return False
+    allowed = ", ".join(sorted(TRANSITIONS.get(state, ()))) or "nowhere"
+    raise LedgerStateError(
+        f"ledger entry {key} is {state} and cannot become {to} (from there: {allowed}). "
+        "Another process has moved it, or nothing was reserved; the retry reads it again.",
+        key=key,
+        state=state,
+        to=to,
+    )
+
+
+def overlaps(one: Slice, other: Slice) -> bool:
+    """True when two slices of the same source share a row. Another digest is another file, whatever its path."""
+    same_rows = one.partition == other.partition and one.digest == other.digest
+    return same_rows and max(one.first, other.first) < min(one.end, other.end)
+
+
+def settle_claim(span: Span, rivals: Iterable[Claim]) -> Claim | None:
+    """Decide about a span that this run does not hold yet.
+
+    :param rivals: other runs' claims of the same pipeline, source and identity.
+    :return: the claim that landed exactly this span, or None when the span is free.
+    :raises SpanConflictError: when another run holds some of these rows.
+    """
+    for rival in rivals:
+        shared = [s for s in span.slices if any(overlaps(s, taken) for taken in rival.span.slices)]
+        if not shared:
+            continue
+        if rival.state == "landed" and set(rival.span.slices) == set(span.slices):
+            return rival
+        where = ", ".join(f"{s.partition}[{s.first}:{s.end}]" for s in shared[:5])
+        then = "Its batch is landed: take that one." if rival.state == "landed" else "Let it finish, or release it."
+        raise SpanConflictError(
+            f"{span.source}: rows {where} are held by run {rival.run_id} ({rival.state}); "
+            f"a row belongs to one run. {then}",
+            owner=rival.run_id,
+            owner_key=rival.run_key,
+            slices=shared,
+        )
+    return None
+
+
+def check_landing(claim: Claim | None, pipeline: str, run_key: str, ref: BatchRef) -> bool:
+    """Say whether a claim is to be marked landed.
+
+    :return: False when it has landed this very batch already.
+    :raises LedgerStateError: when there is no claim, or it landed another batch.
+    """
+    if claim is None:
+        raise LedgerStateError(
+            f"{run_key} of {pipeline} holds no claim, so batch {ref.batch_id} cannot land. "
+            "It was released meanwhile: the retry claims again.",
+            run_key=run_key,
+        )
+    if claim.ref is None:
+        return True
+    if claim.ref.digest == ref.digest:
+        return False
+    raise LedgerStateError(
+        f"{run_key} of {pipeline} has landed batch {claim.ref.batch_id} as {claim.ref.digest[:19]}, "
+        f"not {ref.digest[:19]}. The retry takes the landed one.",
+        run_key=run_key,
+    )
+
+
+def check_fingerprints(known: Mapping[str, str], intents: Iterable[Intent]) -> None:
+    """Refuse a key that comes with two payloads.
+
+    :param known: key → fingerprint, of the ledger.
+    :raises IdempotencyConflictError: naming every such key in ``keys``.
+    """
+    seen, clashes = dict(known), []
+    for intent in intents:
+        if seen.setdefault(intent.key, intent.fingerprint) != intent.fingerprint:
+            clashes.append(intent)
+    if clashes:
+        named = ", ".join(f"{i.action} for {i.subject}" for i in clashes[:5])
+        raise IdempotencyConflictError(
+            f"{len(clashes)} of the actions are in the ledger with another payload: {named}. "
+            "One key stands for one effect: undo the first, or give the changed action a new name.",
+            keys=[i.key for i in clashes],
+        )
+
+
+def is_open(states: Collection[str]) -> bool:
+    """True when a saga with entries in these states waits for an answer, an undo or a person."""
+    waiting = {"reserved", "sent", "unknown", "parked"}
+    return not waiting.isdisjoint(states) or ("refused" in states and "done" in states)
