@@ -1,0 +1,111 @@
+"""The operators as Airflow sees them: declared at parse, the same after a serialise round trip, failing at once or not."""
+
+from __future__ import annotations
+
+import inspect
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from airflow.sdk import DAG, RetryAction
+from airflow.serialization.serialized_objects import DagSerialization
+
+import airflow_ai_provider as face
+from airflow_ai_provider import errors
+from airflow_ai_provider.retry import RETRY_POLICY
+
+OPERATORS = [getattr(face, name) for name in face.__all__ if name.endswith("Operator")]
+
+
+@pytest.fixture
+def dag() -> Any:
+    """The DAG of the README, written by hand."""
+    with DAG("tumour_triage", schedule="@hourly") as made:
+        pin = face.PinModelOperator(task_id="pin", model="triage@champion")
+        source = face.KafkaSource("biopsies", key="biopsy_id")
+        batch = face.ValidatedIngestOperator(task_id="ingest", source=source, expectations="biopsies.json")
+        scored = face.BatchInferenceOperator(task_id="infer", batch=batch.output, model=pin.output)
+        policy = face.Policy(act=0.95, review=0.60, otherwise="hold")
+        routes = face.ConfidenceBranchOperator(task_id="decide", predictions=scored.output, policy=policy)
+        review = face.ReviewOperator(
+            task_id="review", rows=routes.output["review"], response_timeout=timedelta(hours=4), on_timeout="hold"
+        )
+        ticket = face.ApiActionOperator(
+            task_id="ticket", rows=[routes.output["act"], review.output], endpoint="/tickets", json="ticket.json.j2"
+        )
+        page = face.ApiActionOperator(task_id="page", rows=[routes.output["act"]], endpoint="/pages")
+        undo = face.CompensateOperator(task_id="undo", actions=[ticket.output, page.output])
+        ticket >> page >> undo
+        face.ReplayQuarantineOperator(task_id="replay", batch=batch.output, corrections="fixed.json")
+    return made
+
+
+def test_every_operator_is_in_the_dag(dag: Any) -> None:
+    assert {type(t) for t in dag.tasks} == set(OPERATORS)
+
+
+def test_serialise_round_trip_keeps_every_template_field(dag: Any) -> None:
+    again = DagSerialization.from_dict(DagSerialization.to_dict(dag))
+    for task in dag.tasks:
+        twin = again.get_task(task.task_id)
+        assert twin.trigger_rule == task.trigger_rule
+        assert twin.is_teardown == task.is_teardown
+        assert set(twin.downstream_task_ids) == set(task.downstream_task_ids)
+        for name in task.template_fields:
+            assert hasattr(twin, name), f"{task.task_id}.{name} is lost"
+
+
+def test_init_only_assigns_what_the_author_gave(dag: Any) -> None:
+    for task in dag.tasks:
+        for name, parameter in inspect.signature(type(task).__init__).parameters.items():
+            if name not in ("self", "kwargs") and parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+                assert hasattr(task, name), f"{type(task).__name__} does not keep {name}"
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_operators_are_thin(operator: Any) -> None:
+    own = [p for p in inspect.signature(operator.__init__).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    assert len(own) <= 8
+    body = inspect.getsource(operator.execute).partition('"""')[2].partition('"""')[2]
+    assert len([line for line in body.splitlines() if line.strip()]) <= 25
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_public_docstring_names_every_parameter(operator: Any) -> None:
+    text = operator.__doc__
+    assert len(text.splitlines()) <= 25
+    for p in inspect.signature(operator.__init__).parameters.values():
+        if p.kind is p.KEYWORD_ONLY:
+            assert f":param {p.name}:" in text
+
+
+@pytest.mark.parametrize(
+    ("error", "action"),
+    [
+        (errors.ModelPinError("x"), RetryAction.FAIL),
+        (errors.SpecError("x"), RetryAction.FAIL),
+        (errors.MissingExtraError("x"), RetryAction.FAIL),
+        (errors.SourceUnavailableError("x"), RetryAction.RETRY),
+        (errors.UnknownOutcomeError("x"), RetryAction.RETRY),
+        (ValueError("x"), RetryAction.DEFAULT),
+    ],
+)
+def test_the_error_says_whether_to_retry(error: Exception, action: RetryAction) -> None:
+    assert RETRY_POLICY.evaluate(error, 1, 3).action is action
+
+
+def test_every_operator_carries_the_policy_and_the_author_can_replace_it(dag: Any) -> None:
+    assert all(t.retry_policy is RETRY_POLICY for t in dag.tasks)
+    assert face.PinModelOperator(task_id="p", model="m/1", retry_policy=None).retry_policy is None
+
+
+def test_a_task_is_followed_when_one_of_its_routes_has_rows(dag: Any) -> None:
+    decide = dag.get_task("decide")
+
+    def followed(**row_counts: int) -> set[str]:
+        return set(decide._tasks_with_rows({"act": 0, "review": 0, "fallback": 0, "hold": 0} | row_counts))
+
+    assert followed(act=3) == {"ticket", "page"}
+    assert followed(review=1) == {"review"}
+    assert followed(act=1, review=1) == {"ticket", "page", "review"}
+    assert followed(hold=5) == set()
