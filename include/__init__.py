@@ -1,0 +1,1 @@
+"""The examples' own material: data, models, expectations, templates and the little services they talk to."""

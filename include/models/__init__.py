@@ -1,0 +1,1 @@
+"""Scripts that train the example models and register them; run one with ``python -m include.models.NAME``."""
