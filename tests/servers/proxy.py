@@ -115,7 +115,9 @@ class TcpProxy:
                     time.sleep(0.05)  # a reset overtakes bytes that the receiver has not read yet
                     self.cut()
                     return
-            sink.shutdown(socket.SHUT_WR)
+            with self._lock:  # a cut wakes this pump too: a polite end must not overtake its reset
+                if sink in self._live:
+                    sink.shutdown(socket.SHUT_WR)
 
     def _allow(self, size: int, direction: Direction) -> tuple[int, bool]:
         """How many bytes of this piece may pass, and whether they are the last before the cut."""
