@@ -1,0 +1,93 @@
+"""A plan as text that a person reads before it runs: facts, tasks, the flow of rows, the trigger form.
+
+Invariant: pure; the same plan gives the same text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+from airflow_ai_provider.core.pipeline.plan import Param, Plan, Ref, TaskPlan, write_duration
+
+
+def render(plan: Plan) -> str:
+    """Draw a plan.
+
+    :param plan: the plan.
+    :return: lines of text, without trailing newline.
+    """
+    return "\n".join(line.rstrip() for line in _lines(plan))
+
+
+def _lines(plan: Plan) -> Iterator[str]:
+    facts = plan.facts
+    runs = "one run at a time" if facts["max_active_runs"] == 1 else f"up to {facts['max_active_runs']} runs at a time"
+    catchup = "catches up" if facts["catchup"] else "no catchup"
+    yield f"{plan.dag_id}  {facts['schedule'] or 'no schedule'}, {runs}, {catchup}"
+    if facts["description"]:
+        yield f"  {facts['description']}"
+    yield ""
+    yield "flow"
+    yield from (f"  {line}" for line in _flow(plan))
+    yield ""
+    yield "tasks"
+    width = max(len(task.task_id) for task in plan.tasks)
+    for task in plan.tasks:
+        yield from _task(task, width, {f"{{{{ params.{name} }}}}": param for name, param in plan.params.items()})
+    yield ""
+    yield "trigger form (* above)"
+    for name, param in plan.params.items():
+        yield f"  {name:<16}{_value(param.default):<20}{param.description}{_bounds(param)}"
+
+
+def _flow(plan: Plan) -> Iterator[str]:
+    decide = plan.task("decide")
+    # both lines end where infer begins
+    yield "pin ────┐"
+    yield "ingest ─┴▶ infer ─▶ decide ─┬─ " + _branch("act", decide.branches["act"])
+    margin = " " * len("ingest ─┴▶ infer ─▶ decide ─")
+    reviewed = [t.task_id for t in plan.tasks if t.verb == "act" and Ref("review") in t.arguments["rows"]]
+    review = decide.branches["review"]
+    asked = _branch("review", (f"review ─▶ {', '.join(reviewed)}" if reviewed else "review",) if review else ())
+    yield f"{margin}├─ {asked}"
+    yield f"{margin}├─ {_branch('fallback', decide.branches['fallback'])}"
+    yield f"{margin}└─ {_branch('hold', ())}"
+    steps = [t.task_id for t in plan.tasks if t.verb in ("act", "undo")]
+    if len(steps) > 1:
+        yield "order: " + " ─▶ ".join(steps)
+
+
+def _branch(route: str, takers: tuple[str, ...]) -> str:
+    return f"{route:<9}─▶ {', '.join(takers)}" if takers else f"{route:<9}   rows rest in the store"
+
+
+def _task(task: TaskPlan, width: int, params: dict[str, Param]) -> Iterator[str]:
+    after = f"after {', '.join(task.upstream)}" if task.upstream else "at once"
+    rule = "" if task.trigger_rule == "all_success" else f"  [{task.trigger_rule}]"
+    yield f"  {task.task_id:<{width}}  {task.verb:<7} {after}{rule}"
+    for name, value in task.arguments.items():
+        text = _value(value)
+        for template, param in params.items():
+            text = text.replace(template, f"{_value(param.default)} *")
+        yield f"  {'':<{width}}    {name}: {text}"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_value(item)}" for key, item in value.items() if item is not None)
+    if isinstance(value, list | tuple):
+        return " + ".join(_value(item) for item in value)
+    if isinstance(value, timedelta):
+        return write_duration(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
+
+
+def _bounds(param: Param) -> str:
+    low, high = param.bounds.get("minimum"), param.bounds.get("maximum")
+    if low is None:
+        return ""
+    return f" ({low} to {high})" if high is not None else f" (from {low})"

@@ -1,0 +1,197 @@
+"""The sections of a pipeline file, typed: what may be written under each key.
+
+Invariants: frozen; unknown keys are faults; numbers, texts and yes-or-no are never turned into each other; what needs
+two sections to judge is judged in ``spec.py``.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict
+
+from airflow_ai_provider.core.batch import share_or_count
+from airflow_ai_provider.errors import SpecError
+
+METHODS = ("post", "put", "patch", "delete")
+Route = Literal["act", "review", "fallback"]
+_NAMES = ("once", "continuous", "hourly", "daily", "midnight", "weekly", "monthly", "quarterly", "yearly", "annually")
+_PRESETS = tuple(f"@{name}" for name in _NAMES)
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def read_duration(value: Any) -> timedelta:
+    """Read ``90s``, ``30m``, ``4h``, ``1h30m``, ``2d``."""
+    pieces = re.findall(r"(\d+)([smhdw])", value) if isinstance(value, str) else []
+    if not pieces or "".join(n + u for n, u in pieces) != value:
+        raise ValueError(f"{value!r} is not a duration. Write a number and a unit, such as 90s, 30m, 4h or 2d")
+    seconds = sum(int(number) * _UNITS[unit] for number, unit in pieces)
+    if not 0 < seconds <= 366 * _UNITS["d"]:
+        raise ValueError(f"{value!r} is not between one second and a year")
+    return timedelta(seconds=seconds)
+
+
+def _read_limit(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"{value!r} is not a share or a count of rows. Write 20%, 0.2 or 50")
+    try:
+        share_or_count(value)
+    except SpecError:
+        raise ValueError(f"{value!r} is not a share or a count of rows. Write 20%, 0.2 or 50") from None
+    return value
+
+
+def _read_schedule(value: str) -> str:
+    if value.startswith("@"):
+        if value not in _PRESETS:
+            raise ValueError(f"{value!r} is not a preset. There are {', '.join(_PRESETS)}")
+    elif not re.fullmatch(r"([\w*/,\-?#]+\s+){4,5}[\w*/,\-?#]+", value):
+        raise ValueError(f'{value!r} is not a schedule. Write a preset such as "@hourly", a cron line or null')
+    return value
+
+
+def _read_start(value: Any) -> datetime:
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            raise ValueError(f"{value!r} is not a date. Write it as 2026-01-31") from None
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime.combine(value, time())
+    if not isinstance(value, datetime):
+        raise ValueError(f"{value!r} is not a date. Write it as 2026-01-31")
+    return value if value.tzinfo else value.replace(tzinfo=UTC)
+
+
+def _read_model(value: str) -> str:
+    if not re.fullmatch(r"[^@/\s]+(@[\w-]+|/[1-9]\d*)", value):
+        raise ValueError(f"{value!r} names no model. Write name@alias (triage@champion) or name/version (triage/3)")
+    return value
+
+
+def _read_endpoint(value: str) -> str:
+    if not value.startswith("/"):
+        raise ValueError(f"{value!r} must start with '/': host and port are the connection's")
+    if re.search(r"\s", value):
+        raise ValueError(f"{value!r} has a space in it")
+    if re.sub(r"\{\w+\}", "", value).count("{") or re.sub(r"\{\w+\}", "", value).count("}"):
+        raise ValueError(f"{value!r} has a brace that names no field. Write it as {{id}}")
+    return value
+
+
+def _read_answer(value: Any) -> Any:
+    if not isinstance(value, str | int | float | bool):
+        raise ValueError(f"{value!r} is not a text, a number or yes or no")
+    return value
+
+
+def _demand_text(value: str) -> str:
+    if not value.strip():
+        raise ValueError("is empty")
+    return value
+
+
+Text = Annotated[str, AfterValidator(_demand_text)]
+Answer = Annotated[Any, AfterValidator(_read_answer)]
+Limit = Annotated[float | int | str, BeforeValidator(_read_limit)]
+Endpoint = Annotated[str, AfterValidator(_read_endpoint)]
+Bar = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A mapping with known keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Ingest(Section):
+    """Where rows come from, and what they must fulfil."""
+
+    kafka: Text | None = None
+    files: Text | None = None
+    format: Literal["auto", "json", "jsonl", "csv", "parquet", "image"] | None = None
+    key: Text | None = None
+    expectations: Text | None = None
+    max_rejected: Limit | None = None
+    row_limit: Annotated[int, Field(ge=0)] = 0
+
+
+class Infer(Section):
+    """Which model predicts, and on what."""
+
+    model: Annotated[str, AfterValidator(_read_model)]
+    device: Literal["auto", "cpu", "cuda", "require_cuda"] = "auto"
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    max_failed: Limit | None = None
+
+
+class FallbackRule(Section):
+    """What decides where the model is not sure."""
+
+    rule: Text
+    then: Answer = True
+    otherwise: Annotated[Answer, Field(alias="else")] = False
+
+
+class Decide(Section):
+    """The two bars, and what becomes of the rest."""
+
+    act: Bar
+    review: Bar
+    otherwise: Literal["fallback", "review", "hold"] | None = None
+    fallback: FallbackRule | None = None
+
+
+class Review(Section):
+    """How a person is asked."""
+
+    timeout: Annotated[timedelta, BeforeValidator(read_duration)]
+    on_timeout: Literal["hold", "fail"] = "hold"
+    columns: Annotated[tuple[Text, ...], Strict(False)] | None = None
+    max_rows: Annotated[int, Field(ge=1, le=1000)] = 100
+
+
+class UndoCall(Section):
+    """The call that undoes a step."""
+
+    delete: Endpoint | None = None
+    post: Endpoint | None = None
+    put: Endpoint | None = None
+    patch: Endpoint | None = None
+
+
+class Step(Section):
+    """One effect per row on the outside."""
+
+    post: Endpoint | None = None
+    put: Endpoint | None = None
+    patch: Endpoint | None = None
+    delete: Endpoint | None = None
+    body: Annotated[Text | None, Field(alias="json")] = None
+    rows: Annotated[tuple[Route, ...], Strict(False)] | None = None
+    undo: UndoCall | None = None
+    max_refused: Limit = 0
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods that are written; a step that can be run has one."""
+        return [name for name in METHODS if getattr(self, name) is not None]
+
+
+class Sections(Section):
+    """A whole file."""
+
+    schedule: Annotated[str, AfterValidator(_read_schedule)] | None = None
+    description: str = ""
+    tags: Annotated[tuple[Text, ...], Strict(False)] = ()
+    start_date: Annotated[datetime, BeforeValidator(_read_start)] | None = None
+    catchup: bool = False
+    max_active_runs: Annotated[int, Field(ge=1)] = 1
+    owner: Text = "airflow"
+    ingest: Ingest
+    infer: Infer
+    decide: Decide
+    review: Review | None = None
+    act: Annotated[tuple[dict[str, Step], ...], Strict(False)] = ()

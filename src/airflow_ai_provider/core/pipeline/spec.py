@@ -1,0 +1,227 @@
+"""A pipeline file → a spec that can be run, or one error with all its faults, each with its path and line.
+
+Invariants: a Spec that exists can be planned; no fault hides another of a different section; reading a spec touches
+nothing but its own file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from airflow_ai_provider.core.decide.policy import Fallback, Policy
+from airflow_ai_provider.core.decide.rule import find_faults
+from airflow_ai_provider.core.pipeline.document import Document, DocumentError, Fault, Location, read_document
+from airflow_ai_provider.core.pipeline.fault import explain, path_of
+from airflow_ai_provider.core.pipeline.section import Decide, FallbackRule, Ingest, Sections, Step
+from airflow_ai_provider.errors import SpecError
+
+TASKS = ("pin", "ingest", "infer", "decide", "review", "undo")
+_FORMATS = {"kafka": ("json",), "files": ("auto", "jsonl", "csv", "parquet", "image")}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What the author wrote, checked.
+
+    :param dag_id: the DAG's id: the file's name without its ending.
+    :param path: the file; empty when the spec was read from a text.
+    :param sections: the file's sections, typed, with defaults filled in.
+    :param policy: the policy that ``decide`` describes.
+    """
+
+    dag_id: str
+    path: str
+    sections: Sections
+    policy: Policy
+
+    @property
+    def steps(self) -> tuple[tuple[str, Step], ...]:
+        """The steps under ``act``, in order, with their names."""
+        return tuple((name, step) for item in self.sections.act for name, step in item.items())
+
+    def rows_of(self, step: Step) -> tuple[str, ...]:
+        """Return the routes that a step acts on: those written, else every route on which something is decided."""
+        if step.rows is not None:
+            return tuple(dict.fromkeys(step.rows))
+        review = ("review",) if self.sections.review else ()
+        fallback = ("fallback",) if self.policy.fallback else ()
+        return ("act", *review, *fallback)
+
+
+def load_spec(path: str | Path) -> Spec:
+    """Read a pipeline file.
+
+    :param path: a YAML file; its name without the ending becomes the DAG's id.
+    :return: the spec, which can be planned.
+    :raises SpecError: when the file cannot be read or run, with every fault; a retry does not help.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _error(str(path), [((), 1, f"cannot be read: {error}")]) from error
+    return parse_spec(text, Path(path).stem, str(path))
+
+
+def parse_spec(text: str, dag_id: str, path: str = "") -> Spec:
+    """Read a pipeline from its text.
+
+    :param text: YAML.
+    :param dag_id: the DAG's id.
+    :param path: where the text comes from, for messages.
+    :raises SpecError: as :func:`load_spec`.
+    """
+    name = path or f"{dag_id}.yaml"
+    try:
+        document = read_document(text)
+    except DocumentError as error:
+        raise _error(name, [((), line, fault) for line, fault in error.faults]) from error
+    if not isinstance(document.data, dict):
+        what = "is empty" if document.data is None else "is not a mapping"
+        raise _error(name, [((), 1, f"the file {what}. Write at least ingest, infer and decide")])
+    sections, faults = _read_sections(document)
+    if not re.fullmatch(r"[\w.-]{1,200}", dag_id):
+        faults.append(((), f"{dag_id!r} cannot be a DAG id. Name the file with letters, digits, - _ and . only"))
+    if sections is None or faults:
+        raise _error(name, [(location, document.line_of(location), fault) for location, fault in faults])
+    policy = _policy(sections.decide)
+    return Spec(dag_id, path, sections, policy)
+
+
+def _error(name: str, faults: list[tuple[Location, int, str]]) -> SpecError:
+    ordered = sorted(faults, key=lambda fault: fault[1])
+    lines = [f"  line {line}: " + (f"{path_of(loc)}: " if loc else "") + text for loc, line, text in ordered]
+    count = "1 fault" if len(lines) == 1 else f"{len(lines)} faults"
+    return SpecError(
+        f"{name} has {count}:\n" + "\n".join(lines),
+        faults=[(path_of(location), text) for location, _, text in ordered],
+        path=name,
+    )
+
+
+def _read_sections(document: Document) -> tuple[Sections | None, list[Fault]]:
+    data = document.data
+    try:
+        sections = Sections.model_validate(data)
+        faults: list[Fault] = []
+    except ValidationError as error:
+        sections, faults = None, explain(error)
+    # Each section is judged for itself, so that a fault in one does not hide those of another.
+    raw_decide = data.get("decide")
+    faults += _ingest_faults(_section(Ingest, data.get("ingest")))
+    faults += _decide_faults(_section(Decide, raw_decide), raw_decide if isinstance(raw_decide, dict) else {})
+    faults += _step_faults(list(_steps(data.get("act"))), raw_decide, has_review=data.get("review") is not None)
+    if "review" in data and data["review"] is None:
+        faults.append((("review",), "is empty. Write {timeout: 4h}, or leave it out: then review rows are held"))
+    if sections is not None and sections.schedule == "@continuous" and sections.max_active_runs != 1:
+        faults.append((("max_active_runs",), f"is {sections.max_active_runs}; @continuous allows one run at a time"))
+    return sections, faults
+
+
+def _section(kind: type, value: Any) -> Any:
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError:
+        return None
+
+
+def _steps(value: Any) -> Iterator[tuple[int, str, Step | None, int]]:
+    """Yield (position, name, step or None when it is faulty itself, keys in that list item)."""
+    for index, item in enumerate(value if isinstance(value, list) else []):
+        if isinstance(item, dict):
+            for name, body in item.items():
+                yield index, str(name), _section(Step, body), len(item)
+
+
+def _ingest_faults(ingest: Ingest | None) -> Iterator[Fault]:
+    if ingest is None:
+        return
+    if (ingest.kafka is None) == (ingest.files is None):
+        found = "neither is written" if ingest.kafka is None else "both are written"
+        yield ("ingest",), f"needs either kafka: TOPIC or files: PATTERN; {found}"
+        return
+    source = "kafka" if ingest.kafka is not None else "files"
+    if ingest.format is not None and ingest.format not in _FORMATS[source]:
+        fits = ", ".join(_FORMATS[source])
+        yield ("ingest", "format"), f"{ingest.format!r} is not a format of {source}. There is {fits}"
+    if source == "kafka" and not re.fullmatch(r"[\w.-]{1,249}", str(ingest.kafka)):
+        yield ("ingest", "kafka"), f"{ingest.kafka!r} is not a topic name. It has letters, digits, . _ and - only"
+
+
+def _policy(decide: Decide) -> Policy:
+    rule = decide.fallback
+    fallback = Fallback(rule.rule, rule.then, rule.otherwise) if rule else None
+    return Policy(decide.act, decide.review, decide.otherwise, fallback)
+
+
+def _decide_faults(decide: Decide | None, raw: dict[str, Any]) -> list[Fault]:
+    rule: FallbackRule | None = _section(FallbackRule, raw.get("fallback"))
+    faults = list(_fallback_faults(rule)) if rule is not None else []
+    if decide is None:
+        return faults
+    try:
+        # The rule's own faults are found above; any rule shows whether the policy around it can be run.
+        Policy(decide.act, decide.review, decide.otherwise, Fallback("True") if decide.fallback else None)
+    except SpecError as error:
+        faults += [(("decide", path), text) for path, text in error.faults]
+    return faults
+
+
+def _fallback_faults(rule: FallbackRule) -> Iterator[Fault]:
+    written = rule.model_fields_set & {"then", "otherwise"}
+    if len(written) == 1:
+        missing = "else" if "then" in written else "then"
+        yield ("decide", "fallback", missing), "is missing: say what is decided in both cases, or in none"
+        yield from ((("decide", "fallback", "rule"), text) for text in find_faults(rule.rule))
+        return
+    try:
+        Fallback(rule.rule, rule.then, rule.otherwise)
+    except SpecError as error:
+        yield from ((("decide", "fallback", path), text) for path, text in error.faults)
+
+
+def _step_faults(steps: list[tuple[int, str, Step | None, int]], decide: Any, has_review: bool) -> Iterator[Fault]:
+    seen: dict[str, int] = {}
+    for index, name, step, key_count in steps:
+        where: Location = ("act", index, name)
+        if key_count > 1:
+            yield where, "shares its list item with another step. Begin each step with its own dash"
+        if not re.fullmatch(r"[A-Za-z_][\w-]{0,199}", name):
+            yield where, f"{name!r} cannot be a task id. Use letters, digits, _ and -"
+        if name in TASKS:
+            yield where, f"{name!r} is the name of another task of the pipeline ({', '.join(TASKS)}). Choose another"
+        if name in seen:
+            yield where, f"{name!r} is also the name of step {seen[name] + 1}. Task ids are unique"
+        seen.setdefault(name, index)
+        if step is not None:
+            yield from _call_faults(where, step)
+            yield from _row_faults((*where, "rows"), step, decide, has_review)
+
+
+def _call_faults(where: Location, step: Step) -> Iterator[Fault]:
+    if len(step.methods) != 1:
+        found = " and ".join(step.methods) or "none"
+        yield where, f"needs exactly one of post, put, patch, delete with its path, such as post: /tickets; has {found}"
+    if step.undo is not None:
+        methods = step.undo.model_fields_set
+        if len(methods) != 1:
+            found = " and ".join(sorted(methods)) or "none"
+            yield (*where, "undo"), f'needs exactly one call, such as delete: "/tickets/{{id}}"; has {found}'
+
+
+def _row_faults(where: Location, step: Step, decide: Any, has_review: bool) -> Iterator[Fault]:
+    if step.rows is None:
+        return
+    if not step.rows:
+        yield where, "is empty: the step would act on nothing. Leave it out to act on everything that is decided"
+    if len(set(step.rows)) != len(step.rows):
+        yield where, "names a route twice"
+    if "review" in step.rows and not has_review:
+        yield where, "names review, but nobody is asked. Add review: {timeout: 4h}, or leave review out of rows"
+    if "fallback" in step.rows and isinstance(decide, dict) and decide.get("fallback") is None:
+        yield where, "names fallback, but decide has no fallback rule. Add one, or leave fallback out of rows"
