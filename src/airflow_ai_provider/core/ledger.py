@@ -186,7 +186,7 @@ class Ledger(Protocol):
         """Return the pin that holds for a run and a registered model."""
 
     def pin_history(self, name: str) -> list[dict[str, Any]]:
-        """Return each run's pin of a model, oldest first (pipeline, run_id, name, version, alias, digest, pinned_at)."""
+        """Return each run's pin of a model, oldest first: run_id, name, version, alias, digest, pinned_at …."""
 
     def decided(self, pipeline: str, run_id: str, facts: Mapping[str, Any]) -> None:
         """Note one decide (policy digest, pin, counts per route); again for the same ``batch_id`` replaces it."""
@@ -294,7 +294,13 @@ def check_fingerprints(known: Mapping[str, str], intents: Iterable[Intent]) -> N
         )
 
 
-def is_open(states: Collection[str]) -> bool:
-    """True when a saga with entries in these states waits for an answer, an undo or a person."""
+def open_among(found: Iterable[tuple[str, str]]) -> list[str]:
+    """Return the sagas that wait for an answer, an undo or a person.
+
+    :param found: (saga, state) of each entry that is not itself an undo, in any number and order.
+    """
+    states: dict[str, set[str]] = {}
+    for saga, state in found:
+        states.setdefault(saga, set()).add(state)
     waiting = {"reserved", "sent", "unknown", "parked"}
-    return not waiting.isdisjoint(states) or ("refused" in states and "done" in states)
+    return [saga for saga, s in states.items() if not waiting.isdisjoint(s) or {"refused", "done"} <= s]

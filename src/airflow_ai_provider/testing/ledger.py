@@ -6,13 +6,14 @@ one transaction; what it returns is never changed afterwards.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from airflow_ai_provider.core.batch import BatchRef, Pin, Span
+from airflow_ai_provider.core.batch import BatchRef, Span
 from airflow_ai_provider.core.ledger import (
     Claim,
     Entry,
@@ -21,14 +22,15 @@ from airflow_ai_provider.core.ledger import (
     check_fingerprints,
     check_landing,
     check_move,
-    is_open,
+    open_among,
     settle_claim,
 )
+from airflow_ai_provider.core.ledger_notes import NoteKeeper, json_text, new_entry, time_text
 
 _MISSING = "absent"
 
 
-class MemoryLedger:
+class MemoryLedger(NoteKeeper):
     """Keep a ledger in memory: for tests and for trying a pipeline out. Gone with the process.
 
     :param now: the clock.
@@ -38,10 +40,7 @@ class MemoryLedger:
         self._now, self._lock = now, threading.RLock()
         self._claims: dict[tuple[str, str], Claim] = {}
         self._entries: dict[str, Entry] = {}
-        self._finished: dict[tuple[str, str, str], BatchRef] = {}
-        self._pins: dict[tuple[str, str, str], tuple[Pin, datetime]] = {}
-        self._decisions: dict[tuple[str, str, str], dict[str, Any]] = {}
-        self._reviews: dict[tuple[str, str, str], dict[str, Any]] = {}
+        self._kept: dict[tuple[str, str, str, str], tuple[str, str]] = {}
 
     def claim(self, pipeline: str, run_key: str, span: Span, run_id: str) -> Claim:
         with self._lock:
@@ -85,8 +84,7 @@ class MemoryLedger:
             check_fingerprints({k: e.fingerprint for k, e in self._entries.items()}, intents)
             for intent in intents:
                 if intent.key not in self._entries:
-                    fields = {**asdict(intent), "request": dict(intent.request)}
-                    self._entries[intent.key] = Entry(**fields, state="reserved", updated_at=self._now())
+                    self._entries[intent.key] = new_entry(intent, self._now())
             return [self._entries[i.key] for i in intents]
 
     def sent(self, keys: Collection[str]) -> None:
@@ -134,58 +132,26 @@ class MemoryLedger:
         return sorted(found, key=lambda e: e.step)
 
     def open_sagas(self, pipeline: str, run_id: str) -> list[str]:
-        states: dict[str, set[str]] = {}
-        for entry in self.entries(pipeline, run_id):
-            if not entry.undoes:
-                states.setdefault(entry.saga, set()).add(entry.state)
-        return [saga for saga, found in states.items() if is_open(found)]
+        return open_among((e.saga, e.state) for e in self.entries(pipeline, run_id) if not e.undoes)
 
-    def finished(self, pipeline: str, run_id: str, action: str, ref: BatchRef) -> None:
-        self._finished[pipeline, run_id, action] = ref
-
-    def finished_actions(self, pipeline: str, run_id: str) -> dict[str, BatchRef]:
+    def _note(
+        self, kind: str, pipeline: str, run_id: str, values: Mapping[str, Mapping[str, Any]], replace: bool = True
+    ) -> None:
         with self._lock:
-            return {a: ref for (p, r, a), ref in self._finished.items() if (p, r) == (pipeline, run_id)}
+            for name, value in values.items():
+                if replace or (kind, pipeline, run_id, name) not in self._kept:
+                    self._kept[kind, pipeline, run_id, name] = (time_text(self._now()), json_text(dict(value)))
 
-    def pin(self, pipeline: str, run_id: str, pin: Pin) -> Pin:
+    def _notes(self, kind: str, pipeline: str, run_id: str) -> dict[str, Any]:
         with self._lock:
-            return self._pins.setdefault((pipeline, run_id, pin.name), (pin, self._now()))[0]
-
-    def pin_of(self, pipeline: str, run_id: str, name: str) -> Pin | None:
-        held = self._pins.get((pipeline, run_id, name))
-        return held[0] if held else None
-
-    def pin_history(self, name: str) -> list[dict[str, Any]]:
-        with self._lock:
-            held = [(key, *value) for key, value in self._pins.items() if key[2] == name]
-        return [
-            {
-                "pipeline": pipeline,
-                "run_id": run_id,
-                "name": name,
-                "version": pin.version,
-                "alias": pin.alias,
-                "digest": pin.digest,
-                "pinned_at": at.isoformat(timespec="microseconds"),
+            return {
+                key[3]: json.loads(text) for key, (_, text) in self._kept.items() if key[:3] == (kind, pipeline, run_id)
             }
-            for (pipeline, run_id, _), pin, at in held
-        ]
 
-    def decided(self, pipeline: str, run_id: str, facts: Mapping[str, Any]) -> None:
-        self._decisions[pipeline, run_id, str(facts.get("batch_id", ""))] = dict(facts)
-
-    def decisions(self, pipeline: str, run_id: str) -> list[dict[str, Any]]:
+    def _history(self, kind: str, name: str) -> list[tuple[str, str, str, Any]]:
         with self._lock:
-            return [dict(f) for (p, r, _), f in self._decisions.items() if (p, r) == (pipeline, run_id)]
-
-    def reviewed(self, pipeline: str, run_id: str, answers: Sequence[Mapping[str, Any]]) -> None:
-        with self._lock:
-            for answer in answers:
-                self._reviews[pipeline, run_id, str(answer["row_id"])] = dict(answer)
-
-    def reviews(self, pipeline: str, run_id: str) -> list[dict[str, Any]]:
-        with self._lock:
-            return [dict(a) for (p, r, _), a in self._reviews.items() if (p, r) == (pipeline, run_id)]
+            kept = [(key, at, json.loads(text)) for key, (at, text) in self._kept.items()]
+        return [(key[1], key[2], at, value) for key, at, value in kept if (key[0], key[3]) == (kind, name)]
 
     def _rivals(self, pipeline: str, source: str, identity: str) -> list[Claim]:
         wanted = (pipeline, source, identity)

@@ -1,0 +1,139 @@
+"""What is said once per run and name: pins, decisions, reviews, finished actions; and how ledger lines look as rows.
+
+Invariants: a ledger that keeps notes (two primitives) gets all of these methods, so the ledgers cannot disagree;
+rows are plain text and numbers, readable with ``sqlite3`` or ``psql``; no I/O here.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from airflow_ai_provider.core.batch import BatchRef, Pin, Span, canonical_json
+from airflow_ai_provider.core.ledger import Claim, Entry, Intent
+
+KINDS = ("pin", "decision", "review", "finished")
+"""What a note is about (its name): registered model · batch id · row id · action."""
+
+
+class NoteKeeper(ABC):
+    """Answer for pins, decisions, reviews and finished actions, from notes that the subclass keeps."""
+
+    @abstractmethod
+    def _note(
+        self, kind: str, pipeline: str, run_id: str, values: Mapping[str, Mapping[str, Any]], replace: bool = True
+    ) -> None:
+        """Keep values by name in one transaction; ``replace=False`` lets the first one stand."""
+
+    @abstractmethod
+    def _notes(self, kind: str, pipeline: str, run_id: str) -> dict[str, Any]:
+        """Return the values of a run by name, oldest first."""
+
+    @abstractmethod
+    def _history(self, kind: str, name: str) -> list[tuple[str, str, str, Any]]:
+        """Return (pipeline, run_id, at, value) of every run under one name, oldest first."""
+
+    def finished(self, pipeline: str, run_id: str, action: str, ref: BatchRef) -> None:
+        self._note("finished", pipeline, run_id, {action: ref.to_dict()})
+
+    def finished_actions(self, pipeline: str, run_id: str) -> dict[str, BatchRef]:
+        return {name: BatchRef.from_dict(ref) for name, ref in self._notes("finished", pipeline, run_id).items()}
+
+    def pin(self, pipeline: str, run_id: str, pin: Pin) -> Pin:
+        self._note("pin", pipeline, run_id, {pin.name: pin.to_dict()}, replace=False)
+        return self.pin_of(pipeline, run_id, pin.name) or pin
+
+    def pin_of(self, pipeline: str, run_id: str, name: str) -> Pin | None:
+        held = self._notes("pin", pipeline, run_id).get(name)
+        return Pin.from_dict(held) if held else None
+
+    def pin_history(self, name: str) -> list[dict[str, Any]]:
+        return [
+            {"pipeline": pipeline, "run_id": run_id, "name": name, "pinned_at": at}
+            | {fact: pin[fact] for fact in ("version", "alias", "digest")}
+            for pipeline, run_id, at, pin in self._history("pin", name)
+        ]
+
+    def decided(self, pipeline: str, run_id: str, facts: Mapping[str, Any]) -> None:
+        self._note("decision", pipeline, run_id, {str(facts.get("batch_id", "")): facts})
+
+    def decisions(self, pipeline: str, run_id: str) -> list[dict[str, Any]]:
+        return list(self._notes("decision", pipeline, run_id).values())
+
+    def reviewed(self, pipeline: str, run_id: str, answers: Sequence[Mapping[str, Any]]) -> None:
+        self._note("review", pipeline, run_id, {str(answer["row_id"]): answer for answer in answers})
+
+    def reviews(self, pipeline: str, run_id: str) -> list[dict[str, Any]]:
+        return list(self._notes("review", pipeline, run_id).values())
+
+
+def json_text(value: Any) -> str:
+    """Return a plain value as the JSON text that a column holds."""
+    return canonical_json(value).decode()
+
+
+def time_text(at: datetime) -> str:
+    """Return a time as the text that a column holds: ISO 8601, UTC, sortable."""
+    return at.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def claim_row(claim: Claim, at: datetime) -> dict[str, Any]:
+    """Return a new claim as a row."""
+    text = time_text(at)
+    return {
+        "pipeline": claim.pipeline,
+        "run_key": claim.run_key,
+        "run_id": claim.run_id,
+        "source": claim.span.source,
+        "identity": claim.span.identity,
+        "span": json_text(claim.span.to_dict()),
+        "state": claim.state,
+        "claimed_at": text,
+        "updated_at": text,
+    }
+
+
+def slice_rows(claim: Claim, claim_id: int) -> list[dict[str, Any]]:
+    """Return the slices of a claim as rows."""
+    span = claim.span
+    owner = {"claim_id": claim_id, "pipeline": claim.pipeline, "source": span.source, "identity": span.identity}
+    return [
+        {**owner, "topic_partition": s.partition, "digest": s.digest, "first": s.first, "end": s.end}
+        for s in span.slices
+    ]
+
+
+def read_claim(row: Mapping[Any, Any]) -> Claim:
+    """Read a claim's row."""
+    ref = BatchRef.from_dict(json.loads(row["ref"])) if row["ref"] else None
+    span = Span.from_dict(json.loads(row["span"]))
+    return Claim(row["pipeline"], row["run_key"], span, row["state"], ref, row["run_id"])
+
+
+def entry_row(intent: Intent, at: datetime) -> dict[str, Any]:
+    """Return a new entry as a row."""
+    text = time_text(at)
+    return {
+        **vars(intent),
+        "request": json_text(dict(intent.request)),
+        "state": "reserved",
+        "outcome": "{}",
+        "attempts": 0,
+        "reserved_at": text,
+        "updated_at": text,
+    }
+
+
+def new_entry(intent: Intent, at: datetime) -> Entry:
+    """Return the entry that :func:`entry_row` writes."""
+    return Entry(**vars(intent), state="reserved", updated_at=at)
+
+
+def read_entry(row: Mapping[Any, Any]) -> Entry:
+    """Read an entry's row."""
+    fields = {name: value for name, value in row.items() if name not in ("seq", "reserved_at")}
+    fields |= {"request": json.loads(row["request"]), "outcome": json.loads(row["outcome"])}
+    return Entry(**fields | {"updated_at": datetime.fromisoformat(row["updated_at"])})

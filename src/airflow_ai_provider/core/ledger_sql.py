@@ -1,0 +1,428 @@
+"""The ledger in a SQL database: SQLite (the default) or PostgreSQL. The one door to SQLAlchemy.
+
+Invariants: each method is one transaction; what may follow what is decided by the pure functions of ``ledger.py``;
+writers of one SQLite file go one at a time (``BEGIN IMMEDIATE``), claims of one pipeline in PostgreSQL too (an advisory
+lock); every commit is durable before the method returns; no password is in an error's text.
+
+Times are ISO 8601 text in UTC and values are JSON text, so that a person with ``sqlite3`` or ``psql`` can read them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from airflow_ai_provider.core import ledger_notes as lines
+from airflow_ai_provider.core.batch import BatchRef, Span
+from airflow_ai_provider.core.ledger import (
+    Claim,
+    Entry,
+    Intent,
+    Ledger,
+    Outcome,
+    check_fingerprints,
+    check_landing,
+    check_move,
+    open_among,
+    settle_claim,
+)
+from airflow_ai_provider.core.ledger_notes import NoteKeeper
+from airflow_ai_provider.errors import ConnectionConfigError, LedgerUnavailableError, MissingExtraError
+
+T = TypeVar("T")
+_LOCK_TIMEOUT_S = 30
+_IN_LIMIT = 500  # keys per IN list: SQLite's oldest limit is 999 parameters
+_WRITE = "ai_ledger_write"
+
+_METADATA = sa.MetaData()
+
+
+def _table(name: str, *columns: sa.schema.SchemaItem) -> sa.Table:
+    return sa.Table(f"ai_{name}", _METADATA, *columns)
+
+
+def _text(name: str, **options: Any) -> sa.Column[str]:
+    return sa.Column(name, sa.Text, nullable=False, **options)
+
+
+_CLAIM = _table(
+    "claim",
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    *map(_text, ("pipeline", "run_key", "run_id", "source", "identity", "span", "state")),
+    sa.Column("ref", sa.Text),
+    *map(_text, ("claimed_at", "updated_at")),
+    sa.UniqueConstraint("pipeline", "run_key"),
+)
+_SLICE = _table(
+    "claim_slice",
+    sa.Column("claim_id", sa.ForeignKey("ai_claim.id", ondelete="CASCADE"), nullable=False, index=True),
+    *map(_text, ("pipeline", "source", "identity", "topic_partition", "digest")),
+    sa.Column("first", sa.BigInteger, nullable=False),
+    sa.Column("end", sa.BigInteger, nullable=False),
+)
+# The last line of defence behind settle_claim: two claims can never start at the same row. Empty slices hold no row.
+sa.Index(
+    "ai_claim_slice_once",
+    *(_SLICE.c[n] for n in ("pipeline", "source", "identity", "topic_partition", "digest", "first")),
+    unique=True,
+    sqlite_where=_SLICE.c.end > _SLICE.c.first,
+    postgresql_where=_SLICE.c.end > _SLICE.c.first,
+)
+_ENTRY = _table(
+    "entry",
+    sa.Column("seq", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    _text("key", unique=True),
+    *map(_text, ("pipeline", "action", "subject", "fingerprint", "run_id", "row_id", "batch_id")),
+    sa.Column("step", sa.Integer, nullable=False),
+    *map(_text, ("saga", "undoes", "request", "state", "outcome")),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    *map(_text, ("reserved_at", "updated_at")),
+    sa.Index("ai_entry_run", "pipeline", "run_id", "step"),
+)
+_NOTES = {
+    kind: _table(
+        kind,
+        sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+        *map(_text, ("pipeline", "run_id", "name", "value", "at")),
+        sa.UniqueConstraint("pipeline", "run_id", "name"),
+    )
+    for kind in lines.KINDS
+}
+
+
+def open_ledger(url: str, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Ledger:
+    """Open the ledger at a database URL, making its tables where they are missing.
+
+    :param url: ``sqlite:////data/ledger.db`` or ``postgresql://user:password@host/database``.
+    :param now: the clock.
+    :raises ConnectionConfigError: when the URL names no durable database that is supported.
+    :raises MissingExtraError: when the driver is not installed.
+    :raises LedgerUnavailableError: when the database does not answer; a retry may help.
+    """
+    engine = _open_engine(url)
+    ledger = SqlLedger(engine, now)
+    ledger.make_tables()
+    return ledger
+
+
+def _open_engine(url: str) -> sa.Engine:
+    try:
+        parsed = sa.make_url(url)
+        if parsed.drivername == "postgresql":  # SQLAlchemy would take psycopg2
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        backend, keeps = parsed.get_backend_name(), parsed.database not in (None, "", ":memory:")
+        if backend == "sqlite" and keeps:
+            return _open_sqlite(parsed)
+        if backend == "postgresql":
+            wait = {"connect_timeout": 10}
+            return sa.create_engine(parsed, hide_parameters=True, pool_pre_ping=True, connect_args=wait)
+    except (ArgumentError, NoSuchModuleError, ValueError):
+        pass  # its text quotes the URL, password and all
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"the ledger on PostgreSQL needs {error.name}: pip install 'airflow-ai-provider[postgres]'."
+        ) from error
+    raise ConnectionConfigError(
+        "the ledger's database URL names no database that it can keep its promises on. Give a SQLite file "
+        "(sqlite:////path/ledger.db) or PostgreSQL (postgresql://user@host/database) in the ai_ledger connection."
+    )
+
+
+def _open_sqlite(url: sa.URL) -> sa.Engine:
+    folder = Path(str(url.database)).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LedgerUnavailableError(
+            f"the ledger's folder {folder} cannot be made: {error}. Make it writable, or name another in ai_ledger."
+        ) from error
+    engine = sa.create_engine(url, hide_parameters=True, connect_args={"timeout": _LOCK_TIMEOUT_S})
+    sa.event.listen(engine, "connect", _prepare_sqlite)
+    sa.event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # we begin transactions ourselves, see _begin_sqlite
+    connection.execute("PRAGMA journal_mode=WAL")  # readers (the UI) do not wait for writers
+    connection.execute("PRAGMA synchronous=FULL")  # WAL's default loses the last commits with the power
+    connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    # A transaction that reads first and writes later would fail at once with "locked" when another has written.
+    write = connection.get_execution_options().get(_WRITE)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+class SqlLedger(NoteKeeper):
+    """Keep the ledger in SQLite or PostgreSQL; obtained from :func:`open_ledger`. Safe for threads and processes.
+
+    What each method promises is written at :class:`~airflow_ai_provider.core.ledger.Ledger`.
+
+    :param engine: where to.
+    :param now: the clock.
+    """
+
+    def __init__(self, engine: sa.Engine, now: Callable[[], datetime]) -> None:
+        self._engine, self._now = engine, now
+        self._is_sqlite = engine.dialect.name == "sqlite"
+        # SQLite's own waiting polls with sleeps of up to 0.1 s; threads of one process can queue without.
+        self._turn = threading.Lock()
+
+    def make_tables(self) -> None:
+        """Create what is missing; two processes may do so at once."""
+
+        def create(connection: sa.Connection) -> None:
+            self._lock(connection, "tables")
+            for table in _METADATA.sorted_tables:
+                connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
+                for index in sorted(table.indexes, key=lambda i: str(i.name)):
+                    connection.execute(sa.schema.CreateIndex(index, if_not_exists=True))
+
+        self._write(create)
+
+    # --- claims ---
+
+    def claim(self, pipeline: str, run_key: str, span: Span, run_id: str) -> Claim:
+        def take(connection: sa.Connection) -> Claim:
+            self._lock(connection, f"claim {pipeline}")
+            held = _find_claim(connection, pipeline, run_key)
+            held = held or settle_claim(span, _rivals(connection, pipeline, span))
+            if held is None:
+                held = Claim(pipeline, run_key, span, "claimed", None, run_id)
+                added = connection.execute(
+                    sa.insert(_CLAIM).values(lines.claim_row(held, self._now()))
+                ).inserted_primary_key
+                if added and span.slices:
+                    connection.execute(sa.insert(_SLICE), lines.slice_rows(held, added[0]))
+            return held
+
+        return self._write(take)
+
+    def claim_of(self, pipeline: str, run_key: str) -> Claim | None:
+        return self._read(lambda connection: _find_claim(connection, pipeline, run_key))
+
+    def landed(self, pipeline: str, run_key: str, ref: BatchRef) -> None:
+        def land(connection: sa.Connection) -> None:
+            self._lock(connection, f"claim {pipeline}")
+            if check_landing(_find_claim(connection, pipeline, run_key), pipeline, run_key, ref):
+                connection.execute(
+                    sa.update(_CLAIM)
+                    .where(_CLAIM.c.pipeline == pipeline, _CLAIM.c.run_key == run_key)
+                    .values(state="landed", ref=lines.json_text(ref.to_dict()), updated_at=self._at())
+                )
+
+        self._write(land)
+
+    def position(self, pipeline: str, source: str, identity: str) -> dict[str, int]:
+        query = (
+            sa.select(_SLICE.c.topic_partition, sa.func.max(_SLICE.c.end).label("last"))
+            .where(_SLICE.c.pipeline == pipeline, _SLICE.c.source == source, _SLICE.c.identity == identity)
+            .group_by(_SLICE.c.topic_partition)
+        )
+        return {row.topic_partition: int(row.last) for row in self._select(query)}
+
+    def files_taken(self, pipeline: str, source: str) -> dict[str, str]:
+        query = (
+            sa.select(_SLICE.c.topic_partition, _SLICE.c.digest)
+            .where(_SLICE.c.pipeline == pipeline, _SLICE.c.source == source)
+            .order_by(_SLICE.c.claim_id)
+        )
+        return {row.topic_partition: row.digest for row in self._select(query)}
+
+    def release(self, pipeline: str, run_key: str) -> None:
+        mine = (_CLAIM.c.pipeline == pipeline, _CLAIM.c.run_key == run_key, _CLAIM.c.state != "landed")
+        self._write(lambda connection: connection.execute(sa.delete(_CLAIM).where(*mine)))
+
+    # --- effects ---
+
+    def reserve(self, intents: Sequence[Intent]) -> list[Entry]:
+        if not intents:
+            return []
+        at = self._now()
+        fresh = {i.key: i for i in reversed(intents)}
+        rows = [lines.entry_row(fresh[key], at) for key in dict.fromkeys(i.key for i in intents)]
+
+        def insert(connection: sa.Connection) -> list[Entry]:
+            statement = self._insert(_ENTRY).on_conflict_do_nothing(index_elements=["key"]).returning(_ENTRY.c.key)
+            added = set(connection.execute(statement, rows).scalars())
+            known = {e.key: e for e in _find_entries(connection, [k for k in fresh if k not in added])}
+            check_fingerprints({k: e.fingerprint for k, e in known.items()}, intents)
+            return [known.get(i.key) or lines.new_entry(fresh[i.key], at) for i in intents]
+
+        return self._write(insert)
+
+    def sent(self, keys: Collection[str]) -> None:
+        at = self._at()
+
+        def mark(connection: sa.Connection) -> None:
+            for some in _batched(sorted(set(keys)), _IN_LIMIT):
+                _demand_moves(connection, [Outcome(key, "sent") for key in some])
+                connection.execute(
+                    sa.update(_ENTRY)
+                    .where(_ENTRY.c.key.in_(some))
+                    .values(state="sent", outcome="{}", attempts=_ENTRY.c.attempts + 1, updated_at=at)
+                )
+
+        self._write(mark)
+
+    def record(self, outcomes: Sequence[Outcome]) -> None:
+        at = self._at()
+        statement = (
+            sa.update(_ENTRY)
+            .where(_ENTRY.c.key == sa.bindparam("k"))
+            .values(state=sa.bindparam("s"), outcome=sa.bindparam("o"), updated_at=at)
+        )
+
+        def write(connection: sa.Connection) -> None:
+            for some in _batched(sorted(outcomes, key=lambda o: o.key), _IN_LIMIT):
+                moving = _demand_moves(connection, some)
+                rows = [{"k": o.key, "s": o.state, "o": lines.json_text(dict(o.outcome))} for o in moving]
+                if rows:
+                    connection.execute(statement, rows)
+
+        self._write(write)
+
+    def look_up(self, key: str) -> Entry | None:
+        return next(iter(self._read(lambda connection: _find_entries(connection, [key]))), None)
+
+    def entries(
+        self,
+        pipeline: str,
+        run_id: str | None = None,
+        action: str | None = None,
+        saga: str | None = None,
+        states: Collection[str] | None = None,
+    ) -> list[Entry]:
+        query = sa.select(_ENTRY).where(_ENTRY.c.pipeline == pipeline).order_by(_ENTRY.c.step, _ENTRY.c.seq)
+        for name, value in (("run_id", run_id), ("action", action), ("saga", saga)):
+            if value is not None:
+                query = query.where(_ENTRY.c[name] == value)
+        if states is not None:
+            query = query.where(_ENTRY.c.state.in_(sorted(states)))
+        return [lines.read_entry(row._mapping) for row in self._select(query)]
+
+    def open_sagas(self, pipeline: str, run_id: str) -> list[str]:
+        query = (
+            sa.select(_ENTRY.c.saga, _ENTRY.c.state)
+            .where(_ENTRY.c.pipeline == pipeline, _ENTRY.c.run_id == run_id, _ENTRY.c.undoes == "")
+            .order_by(_ENTRY.c.step, _ENTRY.c.seq)
+        )
+        return open_among((row.saga, row.state) for row in self._select(query))
+
+    # --- notes: pins, decisions, reviews, finished actions ---
+
+    def _note(
+        self, kind: str, pipeline: str, run_id: str, values: Mapping[str, Mapping[str, Any]], replace: bool = True
+    ) -> None:
+        at, insert, key = self._at(), self._insert(_NOTES[kind]), ["pipeline", "run_id", "name"]
+        rows = [
+            {"pipeline": pipeline, "run_id": run_id, "name": name, "value": lines.json_text(dict(value)), "at": at}
+            for name, value in values.items()
+        ]
+        changed = {"value": insert.excluded.value, "at": insert.excluded.at}
+        kept = insert.on_conflict_do_nothing(index_elements=key)
+        statement = insert.on_conflict_do_update(index_elements=key, set_=changed) if replace else kept
+        if rows:
+            self._write(lambda connection: connection.execute(statement, rows))
+
+    def _notes(self, kind: str, pipeline: str, run_id: str) -> dict[str, Any]:
+        table = _NOTES[kind]
+        query = sa.select(table.c.name, table.c.value).where(table.c.pipeline == pipeline, table.c.run_id == run_id)
+        return {row.name: json.loads(row.value) for row in self._select(query.order_by(table.c.seq))}
+
+    def _history(self, kind: str, name: str) -> list[tuple[str, str, str, Any]]:
+        table = _NOTES[kind]
+        rows = self._select(sa.select(table).where(table.c.name == name).order_by(table.c.seq))
+        return [(row.pipeline, row.run_id, row.at, json.loads(row.value)) for row in rows]
+
+    # --- transactions ---
+
+    def _at(self) -> str:
+        return lines.time_text(self._now())
+
+    def _insert(self, table: sa.Table) -> Any:
+        return (sqlite if self._is_sqlite else postgresql).insert(table)
+
+    def _lock(self, connection: sa.Connection, what: str) -> None:
+        if not self._is_sqlite:
+            number = int.from_bytes(hashlib.sha256(f"ai_ledger {what}".encode()).digest()[:8], signed=True)
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
+
+    def _select(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
+        return self._read(lambda connection: connection.execute(query).all())
+
+    def _read(self, work: Callable[[sa.Connection], T]) -> T:
+        return self._transact(self._engine, work)
+
+    def _write(self, work: Callable[[sa.Connection], T]) -> T:
+        engine = self._engine.execution_options(**{_WRITE: True})
+        if self._is_sqlite:
+            with self._turn:
+                return self._transact(engine, work)
+        return self._transact(engine, work)
+
+    def _transact(self, engine: sa.Engine, work: Callable[[sa.Connection], T]) -> T:
+        for patience in (True, True, False):
+            try:
+                with engine.begin() as connection:
+                    return work(connection)
+            except (DBAPIError, PoolTimeoutError) as error:
+                # 40001, 40P01: PostgreSQL undid the whole transaction in favour of another one
+                if patience and getattr(getattr(error, "orig", None), "sqlstate", "") in ("40001", "40P01"):
+                    continue
+                raise LedgerUnavailableError(
+                    f"the ledger at {engine.url.render_as_string(hide_password=True)} did not answer: "
+                    f"{str(getattr(error, 'orig', error)).strip().splitlines()[0]}. "
+                    "Check that the database is up and reachable; the retry goes on from what is recorded."
+                ) from error
+        raise AssertionError("unreachable: the last try returns or raises")
+
+
+def _find_claim(connection: sa.Connection, pipeline: str, run_key: str) -> Claim | None:
+    query = sa.select(_CLAIM).where(_CLAIM.c.pipeline == pipeline, _CLAIM.c.run_key == run_key)
+    row = connection.execute(query).one_or_none()
+    return lines.read_claim(row._mapping) if row else None
+
+
+def _rivals(connection: sa.Connection, pipeline: str, span: Span) -> Iterator[Claim]:
+    """Yield the claims that may hold rows of a span; ``settle_claim`` looks closely."""
+    for some in _batched([s for s in span.slices if s.end > s.first], _IN_LIMIT):
+        query = (
+            sa.select(_SLICE.c.claim_id)
+            .where(_SLICE.c.pipeline == pipeline, _SLICE.c.source == span.source, _SLICE.c.identity == span.identity)
+            .where(_SLICE.c.topic_partition.in_([s.partition for s in some]))
+            .where(_SLICE.c.first < max(s.end for s in some), _SLICE.c.end > min(s.first for s in some))
+        )
+        claims = sa.select(_CLAIM).where(_CLAIM.c.id.in_(query)).order_by(_CLAIM.c.id)
+        yield from map(lines.read_claim, connection.execute(claims).mappings())
+
+
+def _demand_moves(connection: sa.Connection, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Return the outcomes that change their entry, which stays locked until the transaction ends."""
+    query = sa.select(_ENTRY.c.key, _ENTRY.c.state).where(_ENTRY.c.key.in_([o.key for o in outcomes]))
+    # In one order everywhere, so that two processes that move the same entries wait instead of deadlocking.
+    states = {row.key: row.state for row in connection.execute(query.order_by(_ENTRY.c.key).with_for_update())}
+    return [o for o in outcomes if check_move(o.key, states.get(o.key, "absent"), o.state)]
+
+
+def _find_entries(connection: sa.Connection, keys: Sequence[str]) -> list[Entry]:
+    found: list[Entry] = []
+    for some in _batched(keys, _IN_LIMIT):
+        found += map(lines.read_entry, connection.execute(sa.select(_ENTRY).where(_ENTRY.c.key.in_(some))).mappings())
+    return found
+
+
+def _batched(items: Sequence[T], size: int) -> Iterator[list[T]]:
+    return (list(items[start : start + size]) for start in range(0, len(items), size))
