@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from airflow.sdk import BaseHook, Connection, conf
 from airflow.sdk.exceptions import AirflowNotFoundException
+
 from airflow_ai_provider.errors import ConnectionConfigError
 
 

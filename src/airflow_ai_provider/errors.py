@@ -142,7 +142,7 @@ class UnknownOutcomeError(AiProviderError):
     and the retry asks again under the same key."""
 
 
-class CompensationError(AiProviderError, ExceptionGroup):  # type: ignore[misc]
+class CompensationError(AiProviderError, ExceptionGroup):
     """Some undo failed; each is parked in the ledger for a person.
 
     :param message: how many failed and where to look.

@@ -61,30 +61,33 @@ def run_of(context: Mapping[str, Any]) -> Run:
     )
 
 
-def home_of(dag: Any) -> Path:
-    """Return the folder of the DAG file: what relative paths in it are relative to."""
-    return Path(getattr(dag, "fileloc", None) or ".").resolve().parent
+def homes_of(dag: Any) -> list[Path]:
+    """Return the folders that relative paths are relative to: the DAG's ``template_searchpath``, its file's folder."""
+    searched = getattr(dag, "template_searchpath", None) or []
+    return [*map(Path, searched), Path(getattr(dag, "fileloc", None) or ".").resolve().parent]
 
 
 def find_file(dag: Any, name: str, folder: str) -> str:
     """Find a file that the author named: a suite, a template.
 
-    Looked for, in order: as given (an absolute path), beside the DAG file, in ``<folder>`` beside the DAG file, in
-    ``include/<folder>`` beside the DAG file, and in ``include/<folder>`` of the project around the dags folder.
+    Looked for as given when the path is absolute, else beside the DAG file and in the DAG's ``template_searchpath``
+    (the folder of the YAML file, for a pipeline from one): there itself, in ``<folder>``, in ``include/<folder>``, and
+    in ``include/<folder>`` of the project around the dags folder.
 
     :param dag: the task's DAG.
     :param name: file name or path as written.
-    :param folder: ``expectations`` or ``templates``.
+    :param folder: ``expectations``, ``templates`` or ``corrections``.
     :return: absolute path.
     :raises SpecError: when it is in none of these places; a retry does not help.
     """
-    home = home_of(dag)
-    places = [home / name, home / folder / name, home / "include" / folder / name]
-    places += [parent / "include" / folder / name for parent in (home.parent, home.parent.parent)]
+    homes = homes_of(dag)
+    places = [home / inner / name for home in homes for inner in ("", folder, f"include/{folder}")]
+    places += [parent / "include" / folder / name for home in homes for parent in (home.parent, home.parent.parent)]
+    places = list(dict.fromkeys(places))
     for place in places:
         if place.is_file():
             return str(place)
-    looked = ", ".join(str(p) for p in places)
+    looked = ", ".join(str(place) for place in places)
     raise SpecError(
         f"file {name!r} not found. Looked for: {looked}. Put it in one of these places, or give an absolute path.",
         faults=[(name, "file not found")],

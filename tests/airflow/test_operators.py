@@ -1,4 +1,4 @@
-"""The operators as Airflow sees them: declared at parse, the same after a serialise round trip, failing at once or not."""
+"""The operators as Airflow sees them: declared at parse, the same after a round trip, failing at once or not."""
 
 from __future__ import annotations
 

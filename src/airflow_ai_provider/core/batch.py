@@ -174,7 +174,7 @@ class Manifest:
         :raises RowMismatchError: when rows are lost or doubled; a retry does not help.
         """
         counts = self.counts
-        for total, shares in _SUMS[self.kind] if self.kind in _SUMS else ():
+        for total, shares in _SUMS.get(self.kind, ()):
             if counts.get(total, 0) != sum(counts.get(s, 0) for s in shares):
                 raise RowMismatchError(
                     f"batch {self.batch_id}: {total}={counts.get(total, 0)} but "

@@ -104,7 +104,8 @@ class Store:
             return None
         except OSError as error:
             raise SourceUnavailableError(
-                f"the store at {self.root} did not give {path}: {error}. Check that it is reachable; the retry reads it again.",
+                f"the store at {self.root} did not give {path}: {error}. "
+                "Check that it is reachable; the retry reads it again.",
                 path=path,
             ) from error
 
@@ -150,7 +151,8 @@ class BatchWriter:
         """Store rows as one part of a table.
 
         :param table: which table of the batch.
-        :param rows: any number of rows, zero too; written as Parquet (zstd) with fixed settings, so that the same rows give the same bytes.
+        :param rows: any number of rows, zero too; written as Parquet (zstd) with fixed settings, so that the same rows
+            give the same bytes.
         :param number: position of the part within its table; None takes the next one.
         :return: the stored part, with its digest.
         """

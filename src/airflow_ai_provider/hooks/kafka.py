@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from airflow.providers.apache.kafka.hooks.base import KafkaBaseHook
+
 from airflow_ai_provider.connection import find_connection
 from airflow_ai_provider.errors import ConnectionConfigError
 
@@ -20,7 +21,7 @@ class KafkaConfigHook(KafkaBaseHook):
     """
 
     def __init__(self, kafka_conn_id: str = KafkaBaseHook.default_conn_name) -> None:
-        super().__init__(kafka_config_id=kafka_conn_id)
+        super().__init__(kafka_config_id=kafka_conn_id)  # type: ignore[no-untyped-call]  # untyped there
 
     def _get_client(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return dict(config)
@@ -41,8 +42,8 @@ class KafkaConfigHook(KafkaBaseHook):
             ) from error
         if str(config.get("enable.auto.commit", "false")).lower() == "true":
             raise ConnectionConfigError(
-                f"connection {self.kafka_config_id!r} sets enable.auto.commit=true: offsets would be committed for rows "
-                "that are not yet stored, and a crash would lose them. Remove it from the connection's extra; "
+                f"connection {self.kafka_config_id!r} sets enable.auto.commit=true: offsets would be committed for "
+                "rows that are not yet stored, and a crash would lose them. Remove it from the connection's extra; "
                 "offsets are published after each batch has landed.",
                 conn_id=self.kafka_config_id,
             )

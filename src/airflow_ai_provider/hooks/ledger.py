@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from airflow.sdk import BaseHook
+
 from airflow_ai_provider.connection import find_connection, home
 from airflow_ai_provider.errors import ConnectionConfigError
 

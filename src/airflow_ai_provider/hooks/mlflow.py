@@ -6,6 +6,7 @@ from typing import Any
 from urllib.parse import quote
 
 from airflow.sdk import BaseHook
+
 from airflow_ai_provider.connection import find_connection
 from airflow_ai_provider.errors import ConnectionConfigError
 
@@ -46,7 +47,11 @@ class MlflowRegistryHook(BaseHook):
                 conn_id=self.mlflow_conn_id,
             )
         scheme, _, host = connection.host.rpartition("://")
-        login = f"{quote(connection.login, safe='')}:{quote(connection.password or '', safe='')}@" if connection.login else ""
+        login = (
+            f"{quote(connection.login, safe='')}:{quote(connection.password or '', safe='')}@"
+            if connection.login
+            else ""
+        )
         port = f":{connection.port}" if connection.port else ""
         return f"{scheme or connection.schema or 'http'}://{login}{host}{port}"
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook
+
 from airflow_ai_provider.connection import find_connection, home
 from airflow_ai_provider.errors import ConnectionConfigError
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
+
 from airflow_ai_provider.retry import RETRY_POLICY
 from airflow_ai_provider.run import find_file, run_of
 
@@ -56,9 +57,7 @@ class ApiActionOperator(BaseOperator):
         **kwargs: Any,
     ) -> None:
         # Runs after a branch: a route without rows is skipped, the others still act.
-        super().__init__(
-            **{"retry_policy": RETRY_POLICY, "trigger_rule": "none_failed_min_one_success", **kwargs}
-        )
+        super().__init__(**{"retry_policy": RETRY_POLICY, "trigger_rule": "none_failed_min_one_success", **kwargs})
         self.rows = rows
         self.endpoint = endpoint
         self.json = json

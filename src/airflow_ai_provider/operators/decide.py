@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.standard.operators.hitl import HITLOperator
-from airflow.sdk import BaseOperator, BranchMixIn, ParamsDict, XComArg
+from airflow.sdk import BaseOperator, BranchMixIn, Param, XComArg
+from airflow.sdk.definitions.param import ParamsDict
+from airflow.sdk.timezone import utcnow
+
 from airflow_ai_provider.retry import RETRY_POLICY
 from airflow_ai_provider.run import run_of
 
@@ -144,9 +146,8 @@ class ReviewOperator(HITLOperator):
             return None
         if run_of(context).is_muted:
             self.log.info("Backfill or dry run: nobody is asked, %d rows are held", len(questions.rows))
-            return self._apply(context, questions, answers={}, responder="nobody (muted run)")
-        self.body = questions.body
-        self.params = self._form(questions)
+            return self._apply(context, questions, dict.fromkeys(questions.rows, "hold"), "nobody (muted run)")
+        self.body, self.params = questions.body, _form(questions)
         return super().execute(context)  # type: ignore[no-any-return]  # raises: the task now waits
 
     def execute_complete(self, context: Any, event: dict[str, Any]) -> dict[str, Any] | None:
@@ -154,7 +155,7 @@ class ReviewOperator(HITLOperator):
         questions = self._questions()
         if questions is None:
             return None
-        self.params = self._form(questions)
+        self.body, self.params = questions.body, _form(questions)
         if "error" in event:
             self.process_trigger_event_error(event)
         answers = dict(event.get("params_input") or {})
@@ -166,3 +167,44 @@ class ReviewOperator(HITLOperator):
             return super().execute(context)  # type: ignore[no-any-return]  # raises: the task waits again
         user = event.get("responded_by_user") or {}
         return self._apply(context, questions, answers, str(user.get("name") or user.get("id") or "nobody (timeout)"))
+
+    def _questions(self) -> Questions | None:
+        from airflow_ai_provider.core.batch import BatchRef
+        from airflow_ai_provider.core.decide.review import read_questions
+        from airflow_ai_provider.hooks.store import StoreHook
+
+        if not self.rows:
+            return None
+        store, ref = StoreHook(self.store_conn_id).get_store(), BatchRef.from_dict(self.rows)
+        return read_questions(store, ref, choices=self.choices, columns=self.columns, max_rows=self.max_rows)
+
+    def _apply(
+        self, context: Any, questions: Questions, answers: Mapping[str, Any], responder: str
+    ) -> dict[str, Any] | None:
+        from airflow_ai_provider.core.batch import BatchRef
+        from airflow_ai_provider.core.decide.review import apply_answers
+        from airflow_ai_provider.hooks.ledger import LedgerHook
+        from airflow_ai_provider.hooks.store import StoreHook
+
+        run, store = run_of(context), StoreHook(self.store_conn_id).get_store()
+        ref, rows = apply_answers(store, BatchRef.from_dict(self.rows), questions, answers, pipeline=run.pipeline)
+        answered_at = utcnow().isoformat()
+        ledger = LedgerHook(self.ledger_conn_id).get_ledger()
+        ledger.reviewed(run.pipeline, run.run_id, [{**row, "responder": responder, "at": answered_at} for row in rows])
+        self.log.info("%s answered: %s", responder, dict(ref.counts))
+        return ref.only("reviewed").to_dict()
+
+
+def _form(questions: Questions) -> ParamsDict:
+    return ParamsDict(
+        {
+            name: Param(
+                field["default"],
+                type="string",
+                enum=field["enum"],
+                title=field["title"],
+                description=field["description"],
+            )
+            for name, field in questions.fields.items()
+        }
+    )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from airflow.sdk import BaseOperator
+
 from airflow_ai_provider.retry import RETRY_POLICY
 from airflow_ai_provider.run import run_of
 

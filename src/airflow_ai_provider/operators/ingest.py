@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
+
 from airflow_ai_provider.retry import RETRY_POLICY
-from airflow_ai_provider.run import find_file, home_of, run_of
+from airflow_ai_provider.run import find_file, homes_of, run_of
 
 if TYPE_CHECKING:
-    from airflow_ai_provider.core.ingest.flow import Source, Validator
+    from airflow_ai_provider.core.ingest.contract import Source, Validator
     from airflow_ai_provider.core.ingest.source import FileSource, KafkaSource
 
 
@@ -61,23 +63,22 @@ class ValidatedIngestOperator(BaseOperator):
         """Land the batch."""
         from airflow_ai_provider.core.batch import share_or_count
         from airflow_ai_provider.core.ingest.flow import IngestRun, ingest
-        from airflow_ai_provider.core.ingest.source import source_of
-        from airflow_ai_provider.hooks.ledger import LedgerHook
+                from airflow_ai_provider.hooks.ledger import LedgerHook
         from airflow_ai_provider.hooks.store import StoreHook
 
-        run, source = run_of(context), source_of(self.source)
+        run, source = run_of(context), _source_value(self.source, self.dag)
         asked = IngestRun(
             pipeline=run.pipeline,
             run_id=run.run_id,
             run_key=run.task_key,
-            window=run.window if run.is_backfill or source.by == "window" else None,
+            window=run.window if run.is_backfill or getattr(source, "by", "") == "window" else None,
             row_limit=int(self.row_limit or 0) or None,
             max_rejected=share_or_count(self.max_rejected),
         )
         validator = _open_validator(self.expectations, self.dag)
         store = StoreHook(self.store_conn_id).get_store()
         ledger = LedgerHook(self.ledger_conn_id).get_ledger()
-        with closing(_open_reader(source, self.dag)) as reader:
+        with closing(_open_reader(source)) as reader:
             return ingest(reader, validator, store, ledger, asked).to_dict()
 
 
@@ -137,17 +138,23 @@ class ReplayQuarantineOperator(BaseOperator):
         ).to_dict()
 
 
-def _open_reader(source: KafkaSource | FileSource, dag: Any) -> Source:
-    from airflow_ai_provider.core.ingest.source import KafkaSource
+def _source_value(source: KafkaSource | FileSource | Mapping[str, Any], dag: Any) -> KafkaSource | FileSource:
+    from airflow_ai_provider.core.ingest.source import FileSource, source_from_dict
 
-    if isinstance(source, KafkaSource):
-        from airflow_ai_provider.core.ingest.kafka import KafkaReader
-        from airflow_ai_provider.hooks.kafka import KafkaConfigHook
+    value = source_from_dict(source) if isinstance(source, Mapping) else source
+    if isinstance(value, FileSource) and "://" not in value.path:
+        value = replace(value, path=str(homes_of(dag)[0] / value.path))  # an absolute path stays as it is
+    return value
 
-        return KafkaReader(KafkaConfigHook(source.kafka_conn_id).get_config(), source)
-    from airflow_ai_provider.core.ingest.files import FileReader
 
-    return FileReader(source, home=home_of(dag))
+def _open_reader(value: KafkaSource | FileSource) -> Source:
+    from airflow_ai_provider.core.ingest.source import KafkaSource, open_source
+
+    if not isinstance(value, KafkaSource):
+        return open_source(value)
+    from airflow_ai_provider.hooks.kafka import KafkaConfigHook
+
+    return open_source(value, kafka_config=KafkaConfigHook(value.kafka_conn_id).get_config())
 
 
 def _open_validator(expectations: str | None, dag: Any) -> Validator:
