@@ -63,7 +63,7 @@ class ValidatedIngestOperator(BaseOperator):
         """Land the batch."""
         from airflow_ai_provider.core.batch import share_or_count
         from airflow_ai_provider.core.ingest.flow import IngestRun, ingest
-                from airflow_ai_provider.hooks.ledger import LedgerHook
+        from airflow_ai_provider.hooks.ledger import LedgerHook
         from airflow_ai_provider.hooks.store import StoreHook
 
         run, source = run_of(context), _source_value(self.source, self.dag)
