@@ -1,8 +1,9 @@
 """Start, watch and stop the processes of the demo.
 
-Invariants: every process is started in a session of its own, noted on disk with the time of its start; stopping ends all
-members of these sessions, children of children included, so that none is left and no other process is touched (a process
-group would not do: Airflow's tasks make groups of their own). A service that does not come up, or ends by itself, is reported with the end of its log.
+Invariants: every process is started in a session of its own, noted on disk with the time of its start; stopping ends
+all members of these sessions, children of children included, so that none is left and no other process is touched (a
+process group would not do: Airflow's tasks make groups of their own). A service that does not come up, or ends by
+itself, is reported with the end of its log.
 """
 
 from __future__ import annotations
@@ -167,8 +168,8 @@ def _sessions(folder: Path) -> set[int]:
     """Return the sessions that were started for this folder and may still have members."""
     notes = folder / _NOTES
     noted = json.loads(notes.read_text()) if notes.exists() else []
-    # A session's number is that of its first process. The number is free again when the whole session has ended; whoever
-    # has it then started later than we noted.
+    # A session's number is that of its first process. The number is free again when the whole session has ended;
+    # whoever has it then started later than we noted.
     return {note["pid"] for note in noted if _started(note["pid"]) in (note["started"], None)}
 
 

@@ -1,4 +1,4 @@
-"""The real data sets that scikit-learn ships, split once with a seed: one part trains and calibrates, the other is unseen.
+"""The real data sets that scikit-learn ships, split once with a seed: one half to learn from, the other unseen.
 
 Invariants: the same seed gives the same rows in the same order on every machine; no row is in both parts.
 """

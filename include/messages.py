@@ -1,7 +1,7 @@
 """Publish the unseen biopsies to a Kafka topic, some spoiled on purpose, and write down what is true of each.
 
-Invariants: the same seed spoils the same biopsies in the same way; the truth names offsets as the broker confirmed them;
-nothing counts as published until the broker said so.
+Invariants: the same seed spoils the same biopsies in the same way; the truth names offsets as the broker confirmed
+them; nothing counts as published until the broker said so.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from include.data import biopsy_records, feature_names
 
 KINDS = ("missing_field", "wrong_type", "out_of_range", "broken_json")
 SPOILED_OF_EACH = 5
+HEADER = ("published-by", b"airflow-ai-provider example")
+"""Header of every message, by which a later demo knows its own."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def publish(
     places: dict[str, Delivered] = {}
     failures: list[str] = []
 
-    def confirm(error: KafkaError | None, report: Report, message: Message) -> None:
+    def confirm(message: Message, error: KafkaError | None, report: Report) -> None:
         if error is not None:
             failures.append(f"{message.biopsy_id}: {error}")
         else:
@@ -85,19 +88,20 @@ def publish(
             topic,
             message.value,
             key=message.biopsy_id.encode(),
-            on_delivery=lambda error, report, m=message: confirm(error, report, m),
+            headers=[HEADER],
+            on_delivery=partial(confirm, message),
         )
         producer.poll(0)
     producer.flush(40)
     if len(places) != len(messages):
         raise SourceUnavailableError(
             f"{len(places)} of {len(messages)} messages were confirmed by {client.get('bootstrap.servers')}: "
-            f"{'; '.join(failures[:3]) or 'no answer within 30 s'}. Check that the broker runs and takes writes to {topic!r}.",
+            f"{'; '.join(failures[:3]) or 'no answer within 30 s'}. "
+            f"Check that the broker runs and takes writes to {topic!r}.",
             confirmed=len(places),
         )
-    progress(
-        f"{len(places)} messages confirmed on {len({d.partition for d in places.values()})} topic partitions of {topic!r}"
-    )
+    partitions = {delivered.partition for delivered in places.values()}
+    progress(f"{len(places)} messages confirmed on {len(partitions)} topic partitions of {topic!r}")
     return [places[message.biopsy_id] for message in messages]
 
 
@@ -142,9 +146,7 @@ def _message(record: dict[str, Any], kind: str, chance: random.Random) -> Messag
 
 def main() -> None:
     """Publish from the command line."""
-    parser = argparse.ArgumentParser(
-        description="Publish the unseen biopsies to a Kafka topic, some spoiled on purpose."
-    )
+    parser = argparse.ArgumentParser(description="Publish the unseen biopsies to Kafka, some spoiled on purpose.")
     parser.add_argument("bootstrap", help="host:port of a Kafka broker")
     parser.add_argument("--topic", default="biopsies")
     parser.add_argument("--seed", type=int, default=1, help="chooses which messages are spoiled")

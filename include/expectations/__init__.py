@@ -1,1 +1,1 @@
-"""Expectation suites of the examples, as JSON, and the script that derives them: ``python -m include.expectations.derive``."""
+"""Expectation suites of the examples, as JSON; ``python -m include.expectations.derive`` derives them."""

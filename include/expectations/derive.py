@@ -1,7 +1,7 @@
 """Derive the suite ``biopsies.json`` from the biopsies that the model learned from; never from the unseen ones.
 
-Invariants: the same data give the same bytes. The expected types are the row schema; ranges reach from zero to three times the
-largest value ever learned from, so that what is rejected is a fault of the message, not a rare biopsy.
+Invariants: the same data give the same bytes. The expected types are the row schema; ranges reach from zero to three
+times the largest value ever learned from, so that what is rejected is a fault of the message, not a rare biopsy.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import numpy as np
 
 from airflow_ai_provider.core.batch import canonical_json
 from include.data import SEED, TRIAGE_CLASSES, biopsies, feature_names
+from include.models.registry import register_once
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,13 +52,14 @@ def train(variant: str = "modest") -> Trained:
 
     :param variant: one of :data:`VARIANTS`.
     """
-    from airflow_ai_provider.core.decide.calibrate import fit_platt
     from skl2onnx import to_onnx
     from skl2onnx.common.data_types import FloatTensorType
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
+
+    from airflow_ai_provider.core.decide.calibrate import fit_platt
 
     learn, _ = biopsies()
     model = make_pipeline(StandardScaler(), LogisticRegression(C=VARIANTS[variant], random_state=SEED))
@@ -83,32 +85,22 @@ def register(trained: Trained, tracking_uri: str, *, alias: str = ALIAS) -> str:
     :param alias: moved to this version; empty leaves all aliases alone.
     :return: the model version.
     """
-    import mlflow
-    import onnx
 
-    mlflow.set_tracking_uri(tracking_uri)
-    client = mlflow.MlflowClient()
-    known = [v for v in client.search_model_versions(f"name = '{NAME}'") if v.tags.get("digest") == trained.digest]
-    if known:
-        version = str(known[0].version)
-    else:
-        mlflow.set_experiment(NAME)
-        with mlflow.start_run(run_name=f"train {NAME}"):
-            mlflow.log_params({"learned_from": "half of scikit-learn's breast_cancer", "seed": SEED})
-            mlflow.log_metric("accuracy_of_inner_splits", trained.accuracy)
-            logged = mlflow.onnx.log_model(
-                onnx.load_from_string(trained.onnx),
-                name=NAME,
-                signature=_signature(),
-                metadata=trained.metadata,
-                registered_model_name=NAME,
-                pip_requirements=["onnxruntime"],  # else MLflow loads the model in a process of its own to find out
-            )
-        version = str(logged.registered_model_version)
-        client.set_model_version_tag(NAME, version, "digest", trained.digest)
-    if alias:
-        client.set_registered_model_alias(NAME, alias, version)
-    return version
+    def log() -> Any:
+        import mlflow
+        import onnx
+
+        return mlflow.onnx.log_model(
+            onnx.load_from_string(trained.onnx),
+            name=NAME,
+            signature=_signature(),
+            metadata=trained.metadata,
+            registered_model_name=NAME,
+            pip_requirements=["onnxruntime"],  # else MLflow loads the model in a process of its own to find out
+        )
+
+    facts = {"learned_from": "half of scikit-learn's breast_cancer", "seed": SEED, "accuracy": trained.accuracy}
+    return register_once(NAME, trained.digest, tracking_uri, log, alias=alias, facts=facts)
 
 
 def _signature() -> Any:

@@ -1,0 +1,176 @@
+"""What the story came to: the counts, checked against the truth and against each other; the pictures; where to look.
+
+Invariants: nothing is counted from memory: batches are read from the store, effects from the ledger, tickets and pages
+from the service that received them; any two that disagree are a fault, and a fault is never hidden.
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections import Counter
+from functools import cached_property
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from airflow_ai_provider.core.batch import ROUTES, ROW_ID, BatchRef
+from airflow_ai_provider.core.ledger import Entry
+from airflow_ai_provider.core.ledger_sql import open_ledger
+from airflow_ai_provider.core.store import Store
+from demo.story import DAG_ID, Told
+from demo.world import World
+
+STATES = ("done", "refused", "unknown", "compensated")
+Rows = list[dict[str, Any]]
+
+
+class Report:
+    """Read everything once, compare, and tell.
+
+    :param world: the servers.
+    :param told: what the story left behind.
+    """
+
+    def __init__(self, world: World, told: Told) -> None:
+        self._world = world
+        self._told = told
+        self._store = Store(world.store_uri)
+        self.faults: list[str] = []
+        self._check()
+
+    @cached_property
+    def batch(self) -> BatchRef:
+        """The ingested batch."""
+        return BatchRef.from_dict(self._told.outputs["ingest"])
+
+    @cached_property
+    def quarantine(self) -> Rows:
+        """The rejected messages."""
+        return self._rows(self.batch, "quarantine")
+
+    @cached_property
+    def routed(self) -> dict[str, Rows]:
+        """Route → its rows, with what was finally decided."""
+        found = {name: self._rows(BatchRef.from_dict(ref), name) for name, ref in self._told.outputs["decide"].items()}
+        reviewed = {row[ROW_ID]: row["decision"] for row in self.reviewed}
+        for row in found["review"]:
+            row["decision"] = reviewed.get(row[ROW_ID])
+        return found
+
+    @cached_property
+    def reviewed(self) -> Rows:
+        """The rows that a person decided."""
+        reference = self._told.outputs.get("review")
+        return self._rows(BatchRef.from_dict(reference), "reviewed") if reference else []
+
+    @cached_property
+    def effects(self) -> list[Entry]:
+        """What the ledger says was done outside, undos left out."""
+        entries = open_ledger(self._world.ledger_url).entries(DAG_ID, run_id=self._told.run_id)
+        return [entry for entry in entries if not entry.undoes]
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """The facts as ``summary.json`` holds them."""
+        counts = self.batch.counts
+        predictions = BatchRef.from_dict(self._told.outputs["infer"]).counts
+        states = Counter(entry.state for entry in self.effects)
+        pin = self._told.outputs["pin"]
+        return {
+            "read": counts["read"],
+            "accepted": counts["accepted"],
+            "quarantined": dict(sorted(Counter(_code(row) for row in self.quarantine).items())),
+            "predicted": predictions["predicted"],
+            "failed": predictions["failed"],
+            "routes": {route: len(self.routed[route]) for route in ROUTES},
+            "actions": {
+                "sent": sum(1 for entry in self.effects if entry.attempts),
+                **{state: states.get(state, 0) for state in STATES},
+            },
+            "model": {"name": pin["name"], "version": pin["version"], "digest": pin["digest"]},
+            "run_id": self._told.run_id,
+            "seconds": self._told.seconds,
+        }
+
+    def write(self) -> None:
+        """Write ``summary.json`` and the pictures into the demo's folder."""
+        path = self._world.folder / "summary.json"
+        path.write_text(json.dumps(self.summary, indent=1) + "\n", encoding="utf-8")
+
+    def accuracy(self) -> Rows:
+        """Return, route by route, how often model and decision were right about unseen biopsies."""
+        lines = []
+        for route in ROUTES:
+            rows = self.routed[route]
+            decided = [row for row in rows if row["decision"] is not None]
+            right = sum(row["prediction"] == self._truth(row) for row in rows)
+            kept = sum(row["decision"] == self._truth(row) for row in decided)
+            lines.append({"route": route, "rows": len(rows), "right": right, "decided": len(decided), "kept": kept})
+        return lines
+
+    def _truth(self, row: dict[str, Any]) -> str:
+        return self._told.labels[row["biopsy_id"]]
+
+    def _rows(self, ref: BatchRef, table: str) -> Rows:
+        return [row for part in self._store.read(ref, table) for row in part.to_pylist()]
+
+    def _check(self) -> None:
+        said = self.summary
+        quarantined, routed, actions = said["quarantined"], said["routes"], said["actions"]
+        self._demand("messages published", self._told.published, "read", said["read"])
+        self._demand("read", said["read"], "accepted + quarantined", said["accepted"] + sum(quarantined.values()))
+        self._demand("accepted", said["accepted"], "predicted + failed", said["predicted"] + said["failed"])
+        self._demand("predicted", said["predicted"], "the routes together", sum(routed.values()))
+        self._demand("sent", actions["sent"], " + ".join(STATES), sum(actions[state] for state in STATES))
+        self._check_quarantine()
+        self._check_rows()
+        self._check_effects()
+
+    def _check_quarantine(self) -> None:
+        """Compare every spoiled message with what became of it, not only their numbers."""
+        truth = {(s["topic"], s["partition"], s["offset"]): s["kind"] for s in self._told.spoiled}
+        found = {(r["_topic"], r["_partition"], r["_offset"]): _code(r) for r in self.quarantine}
+        for place in sorted(truth.keys() | found.keys()):
+            if truth.get(place) != found.get(place):
+                self.faults.append(
+                    f"{place}: spoiled by {truth.get(place, 'nobody')}, quarantined for {found.get(place, 'nothing')}"
+                )
+
+    def _check_rows(self) -> None:
+        places = Counter(row[ROW_ID] for rows in self.routed.values() for row in rows)
+        accepted = Counter(row[ROW_ID] for row in self._rows(self.batch, "accepted"))
+        if places != accepted:
+            lost, doubled = accepted - places, places - accepted
+            self.faults.append(f"rows lost between ingest and routes: {dict(lost)}; doubled: {dict(doubled)}")
+
+    def _check_effects(self) -> None:
+        """Ask the service what it really did."""
+        decided = sum(row["decision"] is not None for rows in self.routed.values() for row in rows)
+        tickets = [entry for entry in self.effects if entry.action == "ticket"]
+        self._demand("rows decided", decided, "tickets asked for", len(tickets))
+        standing = Counter(entry.subject for entry in tickets if entry.state == "done")
+        for what, ours in (("tickets", standing), ("pages", self._done("page"))):
+            theirs = Counter(item["subject"] for item in self._ask(what))
+            if ours != theirs:
+                self.faults.append(
+                    f"{what}: the ledger has {ours.total()}, the service {theirs.total()}; "
+                    f"only in the ledger: {dict(ours - theirs)}, only at the service: {dict(theirs - ours)}"
+                )
+
+    def _done(self, action: str) -> Counter[str]:
+        return Counter(entry.subject for entry in self.effects if entry.action == action and entry.state == "done")
+
+    def _ask(self, what: str) -> Rows:
+        with urllib.request.urlopen(f"{self._world.tickets}/{what}", timeout=15) as answer:
+            found: Rows = json.load(answer)
+        return found
+
+    def _demand(self, one: str, count: int, other: str, found: int) -> None:
+        if count != found:
+            self.faults.append(f"{one} is {count}, but {other} is {found}")
+
+
+def _code(row: dict[str, Any]) -> str:
+    return str(row["_reasons"][0]).partition(":")[0]
