@@ -275,10 +275,12 @@ class _Answer:
         return getattr(self.pc, name)(*self.alike(left.data, right.data))
 
     def alike(self, left: Any, right: Any) -> tuple[Any, Any]:
-        """Bring an integer and a float to floats; Arrow would refuse integers above 2^53."""
+        """Bring two kinds of numbers to one, where Arrow would refuse a value that the other kind cannot hold."""
         number = self.pa.float64()
         if self.pa.types.is_floating(left.type) != self.pa.types.is_floating(right.type):
             return left.cast(number, safe=False), right.cast(number, safe=False)
+        if self.pa.types.is_uint64(left.type) != self.pa.types.is_uint64(right.type):
+            return left.cast(self.pa.decimal128(20)), right.cast(self.pa.decimal128(20))
         return left, right
 
     def member(self, left: _Value, op: ast.cmpop, node: ast.expr) -> Any:
