@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from airflow_ai_provider.core.batch import ROUTES, ROW_ID, BatchRef
 from airflow_ai_provider.core.ledger import Entry
@@ -110,6 +111,57 @@ class Report:
             lines.append({"route": route, "rows": len(rows), "right": right, "decided": len(decided), "kept": kept})
         return lines
 
+    def show(self, console: Console) -> None:
+        """Print the table, the accuracies, where the pictures are and how to go on looking."""
+        console.print(self._counts(), self._accuracies(), sep="\n")
+        login, folder = self._world.airflow.login, self._world.folder
+        for what, where in (
+            ("Airflow", f"{self._world.airflow.address}  log in as {login.user} with password {login.password}"),
+            ("MLflow", f"{self._world.mlflow}  no login"),
+            ("Tickets", f"{self._world.tickets}/tickets  no login"),
+            *(("Picture", str(picture)) for picture in self.pictures),
+            ("Facts", f"{folder / 'summary.json'}, {folder / 'truth.json'}"),
+        ):
+            console.print(Text(f"{what:<8} {where}"))
+        console.print(Text("The servers stay up until  make stop"))
+        if self.faults:
+            console.print(Text("\nThese facts do not agree:", style="bold red"))
+            for fault in self.faults:
+                console.print(Text(f"  {fault}", style="red"))
+            console.print(Text(f"Read the tasks' logs in {folder / 'airflow' / 'logs'}"))
+
+    def _counts(self) -> Table:
+        said = self.summary
+        actions = Counter((entry.action, entry.state) for entry in self.effects)
+        held = len(self.routed["review"]) - len(self.reviewed)
+        table = Table(title=f"{DAG_ID}, run {self._told.run_id}, model {said['model']['name']} {said['model']['version']}")
+        table.add_column("stage")
+        table.add_column("rows", justify="right")
+        table.add_column("of which")
+        quarantined = ", ".join(f"{code} {count}" for code, count in said["quarantined"].items())
+        table.add_row("read", str(said["read"]), "")
+        table.add_row("  accepted", str(said["accepted"]), "")
+        table.add_row("  quarantined", str(sum(said["quarantined"].values())), quarantined)
+        table.add_row("predicted", str(said["predicted"]), f"failed {said['failed']}")
+        for route in ROUTES:
+            note = f"answered {len(self.reviewed)}, held {held}" if route == "review" else ""
+            table.add_row(f"  {route}", str(said["routes"][route]), note)
+        for action in dict.fromkeys(entry.action for entry in self.effects):
+            states = {state: actions[action, state] for state in STATES if actions[action, state]}
+            note = ", ".join(f"{'undone' if state == 'compensated' else state} {n}" for state, n in states.items())
+            table.add_row(f"{action}s sent", str(sum(states.values())), note)
+        return table
+
+    def _accuracies(self) -> Table:
+        table = Table(title="Right about biopsies that nobody had seen")
+        table.add_column("route")
+        for title in ("rows", "model right", "decided", "decision right"):
+            table.add_column(title, justify="right")
+        for line in self.accuracy():
+            model, decision = _share(line["right"], line["rows"]), _share(line["kept"], line["decided"])
+            table.add_row(line["route"], str(line["rows"]), model, str(line["decided"]), decision)
+        return table
+
     def _truth(self, row: dict[str, Any]) -> str:
         return self._told.labels[row["biopsy_id"]]
 
@@ -170,6 +222,10 @@ class Report:
     def _demand(self, one: str, count: int, other: str, found: int) -> None:
         if count != found:
             self.faults.append(f"{one} is {count}, but {other} is {found}")
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else "–"
 
 
 def _code(row: dict[str, Any]) -> str:

@@ -140,9 +140,8 @@ def main() -> None:
     parser.add_argument("--alias", default=ALIAS, help="alias to move to this version; empty moves none")
     given = parser.parse_args()
     trained = train(given.epochs)
-    print(
-        f"trained on {len(digits()[0].labels) - CALIBRATED_ON} scans; {trained.accuracy:.1%} of {CALIBRATED_ON} others right"
-    )
+    print(f"trained on {len(digits()[0].labels) - CALIBRATED_ON} scans")
+    print(f"{trained.accuracy:.1%} of {CALIBRATED_ON} others right")
     print(f"confidence: {trained.metadata['calibration']}")
     version = register(trained, given.tracking_uri, alias=given.alias)
     print(f"{NAME} version {version} {trained.digest[:19]}… alias {given.alias or '(none)'} at {given.tracking_uri}")

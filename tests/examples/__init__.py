@@ -1,0 +1,1 @@
+"""The example pipelines and their material, run as a user runs them."""
