@@ -1,0 +1,144 @@
+"""A loaded model on a device: what every engine does, and how a pinned model is opened.
+
+Invariants: an engine gives back the rows it got, same order, each with a prediction or a reason; what device it runs on
+is asked of the session itself, before the first row; onnxruntime and torch are imported only when one is opened.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, Self
+
+from airflow_ai_provider.core.batch import Pin
+from airflow_ai_provider.errors import DeviceError, MissingExtraError, ModelPinError, SpecError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+DEVICES = ("auto", "cpu", "cuda", "require_cuda")
+log = logging.getLogger(__name__)
+
+
+class Engine(Protocol):
+    """Predict rows with one loaded model.
+
+    Attributes: ``name`` of the engine; ``device`` it really runs on (``cpu`` or ``cuda``); ``batch_size``, the rows per
+    call of the model when the author names none; ``workers``, how many calls of :meth:`predict` may run at once;
+    ``row_bytes``, memory that one row needs as the model's input; ``steady``, true when a row's prediction has the
+    same bits whatever the batch size.
+    """
+
+    name: str
+    device: str
+    batch_size: int
+    workers: int
+    row_bytes: int
+    steady: bool
+
+    def needs(self, schema: pa.Schema) -> Sequence[str]:
+        """Return the columns that :meth:`predict` reads, or raise SignatureError when the rows do not fit."""
+
+    def predict(self, rows: pa.Table, batch_size: int) -> pa.Table:
+        """Return one line per row, in the rows' order.
+
+        :param rows: any number of rows with ``_row_id`` and the columns of :meth:`needs`.
+        :param batch_size: rows per call of the model; an engine that is not steady fills the last call up to it.
+        :return: ``_row_id`` as given; ``prediction``; ``score`` (float64: probability of the predicted class,
+            uncalibrated; null for a number); ``probabilities`` (list of float32, or null); ``error`` (text, null when
+            the row was predicted: then the three others are null).
+        """
+
+    def close(self) -> None:
+        """Free the model."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *failure: object) -> None: ...
+
+
+def open_engine(pin: Pin, folder: str | Path, device: str = "auto") -> Engine:
+    """Load a pinned model on a device.
+
+    :param pin: what the run resolved.
+    :param folder: the pin's files, already proved (:func:`~airflow_ai_provider.core.infer.cache.fetch`).
+    :param device: ``auto`` and ``cuda`` take a GPU when there is one (``cuda`` warns when not), ``cpu`` does not,
+        ``require_cuda`` refuses to run without.
+    :raises DeviceError: the session does not run on the required device; no retry helps.
+    :raises SignatureError: the model does not take what its signature says; no retry helps.
+    """
+    if device not in DEVICES:
+        raise SpecError(
+            f"device {device!r} is none of {', '.join(DEVICES)}.", faults=[("device", f"{device!r} is not a device")]
+        )
+    path = _model_file(pin, Path(folder))
+    engine: Engine
+    try:
+        if pin.flavor == "onnx":
+            from airflow_ai_provider.core.infer.onnx import OnnxEngine
+
+            engine = OnnxEngine(pin, path, device)
+        elif pin.flavor == "torch":
+            from airflow_ai_provider.core.infer.torch import TorchEngine
+
+            engine = TorchEngine(pin, path, device)
+        else:
+            raise ModelPinError(f"no engine opens flavor {pin.flavor!r}; there are onnx and torch.", flavor=pin.flavor)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"model {pin.name} needs what is not installed here ({error}). "
+            f"Run: pip install 'airflow-ai-provider[{pin.flavor}]'",
+            extra=pin.flavor,
+        ) from error
+    return engine
+
+
+def settle_device(asked: str, found: str, why: str) -> str:
+    """Hold the device that a session runs on against the one asked for.
+
+    :param asked: one of :data:`DEVICES`.
+    :param found: ``cpu`` or ``cuda``, as the session itself says.
+    :param why: what was found, for the log and the message.
+    :raises DeviceError: ``require_cuda`` and it is not; no retry helps.
+    """
+    if asked == "require_cuda" and found != "cuda":
+        raise DeviceError(
+            f"device 'require_cuda' was asked for and the model would run on the {found}: {why}. No row was predicted. "
+            "Run the task on a worker with a GPU and its libraries, or ask for 'auto'.",
+            asked=asked,
+            found=found,
+        )
+    level = logging.WARNING if asked == "cuda" and found != "cuda" else logging.INFO
+    log.log(level, "device %s taken (asked for %s): %s", found, asked, why)
+    return found
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use: its affinity, cut by the container's share."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return cores if quota == "max" else max(1, min(cores, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):
+        return cores
+
+
+def _model_file(pin: Pin, folder: Path) -> Path:
+    suffixes = {"onnx": (".onnx",), "torch": (".pt2", "model.pth", ".torchscript")}.get(pin.flavor, ())
+    found = [path for path in sorted(pin.files) if suffixes and path.endswith(suffixes)]
+    if len(found) > 1 and pin.flavor == "onnx":
+        import yaml  # only here: reading it costs a cold start more than finding the one file by its name
+
+        described = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))
+        data = described["flavors"]["onnx"]["data"]
+        found = [path for path in found if path == data or path.startswith(f"{data}/")] or found
+    if not found:
+        raise ModelPinError(
+            f"model {pin.name} version {pin.version} of flavor {pin.flavor!r} holds no model file; it holds "
+            f"{', '.join(sorted(pin.files))}. Register it again through mlflow's log_model.",
+            files=sorted(pin.files),
+        )
+    return folder / found[0]

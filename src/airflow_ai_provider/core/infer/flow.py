@@ -1,0 +1,230 @@
+"""Predict a batch: read ∥ predict ∥ write, part by part, each row once.
+
+1. settle what the bytes depend on (input, pin, options): it names the batch
+2. keep the parts that an earlier try of the same batch has finished
+3. for each other part: read → predict → account for every row → write the part aside → mark it done
+4. hold the failed rows against the limit
+5. write the manifest: from here on the batch exists
+
+Invariants: part *n* of the predictions holds the rows of part *n* of the input, in their order; a killed try costs the
+parts in flight (one being predicted, one being written) and nothing else; memory is bounded by a few parts, however
+many there are. Same pin and same input give the same bytes on one kind of device, whatever the batch size; torch, and
+any engine on a GPU, round by the batch size, so there it is part of the batch's name. Another release of an engine, or
+a processor with other instructions, may round otherwise.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from airflow_ai_provider.core.batch import ACCEPTED, PREDICTIONS, ROW_ID, BatchRef, Part, Pin, digest_of, exceeds
+from airflow_ai_provider.core.infer.engine import Engine
+from airflow_ai_provider.core.infer.part import DonePart, PartShelf
+from airflow_ai_provider.core.infer.progress import Progress
+from airflow_ai_provider.core.store import Store
+from airflow_ai_provider.errors import BatchRejectedError, RowMismatchError, SpecError
+
+log = logging.getLogger(__name__)
+_COLUMNS = [ROW_ID, "prediction", "score", "probabilities", "error"]
+_CHUNK_ROWS, _CHUNK_BYTES = 16_384, 32 << 20
+
+
+def infer(
+    batch: BatchRef,
+    pin: Pin,
+    store: Store,
+    engine: Engine,
+    *,
+    pipeline: str,
+    batch_size: int | None = None,
+    max_failed: float | int | None = None,
+    progress: Callable[[str], None] = log.info,
+) -> BatchRef:
+    """Predict every accepted row of a batch with the pinned model.
+
+    :param batch: the batch to read (its table ``accepted``).
+    :param pin: the model; the engine must have been opened with it.
+    :param store: where the input lies and the predictions go.
+    :param engine: the loaded model.
+    :param pipeline: whose predictions these are.
+    :param batch_size: rows per call of the model; None takes the engine's own.
+    :param max_failed: share (float below 1) or count (int) of rows that may fail; None sets no limit.
+    :param progress: takes a line about every five seconds and one at the end.
+    :return: reference of the predictions: kind and table ``predictions``.
+    :raises SignatureError: the rows have not what the model takes; nothing was predicted, no retry helps.
+    :raises RowMismatchError: the engine lost, doubled or reordered rows; no retry helps.
+    :raises BatchRejectedError: more rows failed than ``max_failed``; the batch is not landed, no retry helps.
+    """
+    size = _checked(batch_size, engine)
+    options: dict[str, Any] = {"engine": engine.name, "device": engine.device}
+    if not engine.steady:
+        options["batch_size"] = size
+    made_from = {"input": batch.digest, "pin": pin.digest, "options": options}
+    writer = store.open_batch(pipeline, PREDICTIONS, f"{batch.batch_id}-{digest_of(made_from)[7:19]}")
+    sources = store.manifest(batch).table(ACCEPTED)
+    row_count = sum(source.row_count for source in sources)
+    told = Progress(progress, row_count)
+    job = _Job(batch, store, engine, size, PartShelf(store, writer.folder, made_from), told)
+    done = job.run(sources)
+    failed = sum(part.failed for part in done)
+    told.finish(failed, f"{engine.name}, {engine.device}")
+    if exceeds(failed, row_count, max_failed):
+        raise BatchRejectedError(
+            f"{failed} of {row_count} rows of batch {batch.batch_id} failed in the model, max_failed allows "
+            f"{max_failed}: nothing was landed. The first reasons: {'; '.join(_reasons(store, writer.folder, done))}. "
+            "Correct the rows or the model, or raise max_failed.",
+            failed=failed,
+            row_count=row_count,
+        )
+    for part in done:
+        writer.keep(part.part)
+    counts = {"accepted": row_count, "predicted": row_count - failed, "failed": failed}
+    return writer.land(counts, {"input": batch.to_dict(), "pin": pin.to_dict(), "engine": options})
+
+
+@dataclass
+class _Job:
+    batch: BatchRef
+    store: Store
+    engine: Engine
+    batch_size: int
+    shelf: PartShelf
+    told: Progress
+    columns: list[str] = field(default_factory=list)
+
+    def run(self, sources: Sequence[Part]) -> list[DonePart]:
+        """Return every part, kept or predicted, in order."""
+        done = {number: self.shelf.done(number, source) for number, source in enumerate(sources)}
+        self.told.kept(sum(kept.part.row_count for kept in done.values() if kept))
+        todo = [(number, source) for number, source in enumerate(sources) if done[number] is None]
+        with ExitStack() as stack:
+            # Leaving the stack, by an error too, waits for what runs and drops what does not run yet.
+            read, work, write = (_pool(stack, size) for size in (1, self.engine.workers, 1))
+            for number, result in self._overlapped(todo, read, work, write):
+                done[number] = result
+        return [part for part in done.values() if part is not None]
+
+    def _overlapped(
+        self,
+        todo: Sequence[tuple[int, Part]],
+        read: ThreadPoolExecutor,
+        work: ThreadPoolExecutor,
+        write: ThreadPoolExecutor,
+    ) -> Iterator[tuple[int, DonePart]]:
+        """Predict part n while n+1 is read and n-1 is written; never more than that is in memory."""
+        ahead: deque[tuple[int, Part, Future[pa.Table]]] = deque()
+        written: deque[tuple[int, Future[DonePart]]] = deque()
+        running: deque[tuple[int, Part, list[tuple[pa.Table, Future[pa.Table]]]]] = deque()
+        waiting = deque(todo)
+        if waiting:
+            number, source = waiting.popleft()
+            ahead.append((number, source, read.submit(self._read_first, source)))
+        while waiting or ahead or running:
+            if ahead and len(running) < 2:
+                number, source, rows = ahead.popleft()
+                running.append((number, source, self._start(rows.result(), work)))
+            if waiting and not ahead:
+                number, source = waiting.popleft()
+                ahead.append((number, source, read.submit(self._read, source, self.columns)))
+            if ahead and len(running) < 2:
+                continue
+            number, source, calls = running.popleft()
+            predicted = [self._account(rows, call.result()) for rows, call in calls]
+            if written:
+                yield _finished(written.popleft())
+            written.append((number, write.submit(self.shelf.write, number, source, pa.concat_tables(predicted))))
+        while written:
+            yield _finished(written.popleft())
+
+    def _read_first(self, source: Part) -> pa.Table:
+        """Ask the engine, before the first row, whether the rows fit, and which columns it reads."""
+        rows = self._read(source, None)
+        self.columns = list(dict.fromkeys([ROW_ID, *self.engine.needs(rows.schema)]))
+        return rows.select(self.columns)
+
+    def _read(self, source: Part, columns: list[str] | None) -> pa.Table:
+        rows = self.store.read_part(self.batch, source, columns).combine_chunks()
+        if rows.num_rows != source.row_count:
+            raise RowMismatchError(
+                f"{source.path} of batch {self.batch.batch_id} holds {rows.num_rows} rows, its manifest says "
+                f"{source.row_count}. Clear the task that wrote it.",
+                path=source.path,
+            )
+        return rows
+
+    def _start(self, rows: pa.Table, work: ThreadPoolExecutor) -> list[tuple[pa.Table, Future[pa.Table]]]:
+        """Cut a part into chunks and let the workers at them."""
+        length = chunk_rows(rows.num_rows, self.batch_size, self.engine.row_bytes, self.engine.workers)
+        chunks = [rows.slice(start, length) for start in range(0, max(1, rows.num_rows), length)]
+        return [(chunk, work.submit(self.engine.predict, chunk, self.batch_size)) for chunk in chunks]
+
+    def _account(self, rows: pa.Table, predicted: pa.Table) -> pa.Table:
+        """Let nothing through but the very rows that went in."""
+        fault = ""
+        if predicted.column_names != _COLUMNS:
+            fault = f"columns {predicted.column_names} instead of {_COLUMNS}"
+        elif predicted.num_rows != rows.num_rows:
+            fault = f"{predicted.num_rows} lines for {rows.num_rows} rows"
+        elif not predicted[ROW_ID].equals(rows[ROW_ID]):
+            fault = "the rows in another order, or other rows"
+        if fault:
+            raise RowMismatchError(
+                f"engine {self.engine.name} returned {fault}, for the rows from {rows[ROW_ID][:1].to_pylist()} on. "
+                "Nothing was landed. An engine returns one line per row, in the rows' order.",
+                engine=self.engine.name,
+                given=rows.num_rows,
+                returned=predicted.num_rows,
+            )
+        self.told.advance(rows.num_rows)
+        return predicted
+
+
+def chunk_rows(row_count: int, batch_size: int, row_bytes: int, workers: int) -> int:
+    """Return how many rows one call of an engine gets: whole batches, enough to be worth a call, not all in one
+    worker's hands, and no more than the memory for its input allows."""
+    fair = max(1, row_count // (2 * workers))
+    wanted = min(_CHUNK_ROWS, fair, max(1, _CHUNK_BYTES // max(1, row_bytes)))
+    return batch_size * max(1, wanted // batch_size)
+
+
+def _pool(stack: ExitStack, size: int) -> ThreadPoolExecutor:
+    pool = ThreadPoolExecutor(size, thread_name_prefix="infer")
+    stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+    return pool
+
+
+def _finished(entry: tuple[int, Future[DonePart]]) -> tuple[int, DonePart]:
+    return entry[0], entry[1].result()
+
+
+def _checked(batch_size: int | None, engine: Engine) -> int:
+    if batch_size is None:
+        return engine.batch_size
+    if batch_size < 1:
+        raise SpecError(
+            f"batch_size is {batch_size}; it counts rows per call of the model, at least 1 (None: the engine's own).",
+            faults=[("batch_size", f"{batch_size} is less than 1")],
+        )
+    return batch_size
+
+
+def _reasons(store: Store, folder: str, done: Sequence[DonePart]) -> list[str]:
+    """Return the first few reasons, for the message."""
+    import io
+
+    import pyarrow.parquet as pq
+
+    for part in done:
+        if part.failed:
+            data = store.read_bytes(f"{folder}/{part.part.path}") or b""
+            errors = pq.read_table(io.BytesIO(data), columns=["error"])["error"]
+            return [str(reason) for reason in errors.drop_null()[:3].to_pylist()]
+    return []

@@ -1,0 +1,66 @@
+"""Encoded images as numbers.
+
+Invariants: every image keeps its place; one that cannot be decoded, or has another size, is a row error; the size is
+read from the header before a pixel is decoded, so a small file cannot fill the memory.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from PIL import Image, UnidentifiedImageError
+
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_MOST_PIXELS = 64_000_000
+
+
+def decode_images(
+    column: pa.ChunkedArray, shape: tuple[int, ...], options: Mapping[str, Any]
+) -> tuple[npt.NDArray[np.float32], dict[int, str]]:
+    """Decode a column of encoded images (whatever format Pillow reads).
+
+    :param column: the images' bytes.
+    :param shape: channels, height, width; or height, width for one channel.
+    :param options: ``resize`` (bilinear, to the model's size; without it another size is a row error), ``mean`` and
+        ``std`` per channel, applied after the division by 255.
+    :return: float32 in 0 … 1 (before ``mean`` and ``std``), first axis the rows; reasons by position.
+    """
+    channels, height, width = (1, *shape) if len(shape) == 2 else shape
+    pixels = np.zeros((len(column), height, width, channels), np.float32)
+    errors: dict[int, str] = {}
+    for row, value in enumerate(column):
+        try:
+            image = _decode(value.as_py(), channels, (width, height), bool(options.get("resize")))
+            pixels[row] = np.asarray(image, np.float32).reshape(height, width, channels)
+        except Exception as error:  # Pillow's readers raise what their formats' parsers raise
+            errors[row] = f"bad_image: {error or type(error).__name__}"[:300]
+    pixels /= np.float32(255)
+    if "mean" in options:
+        pixels -= np.asarray(options["mean"], np.float32)
+    if "std" in options:
+        pixels /= np.asarray(options["std"], np.float32)
+    array = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).reshape(len(column), *shape)
+    array[list(errors)] = 0
+    return array, errors
+
+
+def _decode(data: bytes | None, channels: int, size: tuple[int, int], resize: bool) -> Image.Image:
+    if not data:
+        raise ValueError("no bytes")
+    try:
+        image = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        # Pillow's own text holds an address in memory: other bytes at each run
+        raise ValueError(f"no image format that Pillow knows, first bytes {data[:8]!r}") from None
+    with image:
+        if image.width * image.height > _MOST_PIXELS:
+            raise ValueError(f"{image.width} × {image.height} pixels are more than {_MOST_PIXELS}")
+        if image.size != size and not resize:
+            raise ValueError(f"{image.width} × {image.height} pixels, the model takes {size[0]} × {size[1]}")
+        converted = image.convert(_MODES[channels])
+        return converted if converted.size == size else converted.resize(size, Image.Resampling.BILINEAR)

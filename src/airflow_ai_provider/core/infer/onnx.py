@@ -1,0 +1,131 @@
+"""The door to ONNX Runtime.
+
+Invariants: the device is what the session itself says; on a processor (CPU) a row's prediction has the same bits
+whatever the batch size and thread count; calls may run at once, each on one thread, which for small models gives more
+rows per second than one call on all cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import onnxruntime as ort
+import pyarrow as pa
+
+from airflow_ai_provider.core.batch import ROW_ID, Pin
+from airflow_ai_provider.core.infer.batching import Array, run_in_batches, suggest_batch_size
+from airflow_ai_provider.core.infer.engine import settle_device, usable_cores
+from airflow_ai_provider.core.infer.features import InputSpec, features_of
+from airflow_ai_provider.core.infer.outcome import predictions, settle_reading
+from airflow_ai_provider.errors import SignatureError
+
+_CUDA = "CUDAExecutionProvider"
+_TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(bool)": np.bool_,
+    "tensor(string)": np.object_,
+}
+# Same bits at each run: without these the fastest algorithm of the moment is taken, and 10-bit mantissas.
+_CUDA_OPTIONS = {"cudnn_conv_algo_search": "DEFAULT", "use_tf32": "0"}
+
+
+class OnnxEngine:
+    """Predict rows with an ONNX model.
+
+    A model that was exported with a fixed number of rows per call is always called with that number; the last call is
+    filled up.
+
+    :param pin: signature and metadata of the model.
+    :param path: the model file, its bytes already proved.
+    :param device: as :func:`~airflow_ai_provider.core.infer.engine.open_engine` takes it.
+    :raises DeviceError: the session does not run on the required device; no retry helps.
+    :raises SignatureError: the model does not take what its signature says; no retry helps.
+    """
+
+    name = "onnx"
+
+    def __init__(self, pin: Pin, path: Path, device: str) -> None:
+        self._session = _open(path, device)
+        cores = usable_cores()
+        found = "cuda" if self._session.get_providers()[0] == _CUDA else "cpu"
+        self.device = settle_device(
+            device, found, f"the session runs on {self._session.get_providers()[0]}, {cores} usable cores"
+        )
+        specs = [_spec(declared) for declared in self._session.get_inputs()]
+        self._names = [spec.name for spec in specs]
+        self._features = features_of(pin, specs)
+        first = specs[0].shape[0] if specs[0].shape else -1
+        self._fixed = first if first > 0 else 0
+        self.row_bytes = self._features.row_bytes
+        self.batch_size = self._fixed or suggest_batch_size(self.row_bytes, self.device)
+        self.workers = cores if self.device == "cpu" else 2
+        self.steady = self.device == "cpu"
+        self._reading = settle_reading(self._try, pin.metadata)
+
+    def needs(self, schema: pa.Schema) -> Sequence[str]:
+        """Return the columns that predict reads, or raise SignatureError."""
+        return self._features.needs(schema)
+
+    def predict(self, rows: pa.Table, batch_size: int) -> pa.Table:
+        """Return one line per row, in the rows' order."""
+        inputs = self._features.read(rows)
+        if rows.num_rows == 0:
+            outputs = [np.asarray(output)[:0] for output in self._try(0.0)]
+        else:
+            fill = bool(self._fixed) or not self.steady
+            outputs = run_in_batches(self._run, inputs.arrays, self._fixed or batch_size, fill)
+        return predictions(rows[ROW_ID], outputs, inputs.errors, self._reading)
+
+    def close(self) -> None:
+        """Free the model."""
+        self._session = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.close()
+
+    def _run(self, arrays: list[Array]) -> list[Any]:
+        return list(self._session.run(None, dict(zip(self._names, arrays, strict=True))))
+
+    def _try(self, fill: float) -> list[Any]:
+        sample = self._features.sample(fill, self._fixed or 2)
+        try:
+            return self._run(sample)
+        except Exception as error:  # ONNX Runtime has a class per status code, none of them public
+            raise SignatureError(
+                f"the model does not take what its signature says ({[list(a.shape) for a in sample]} of "
+                f"{[str(a.dtype) for a in sample]}): {str(error).splitlines()[0][:300]}. Log it again with the "
+                "signature of the rows that it was exported for.",
+            ) from error
+
+
+def _open(path: Path, device: str) -> Any:
+    options = ort.SessionOptions()
+    # One thread per call: the calls themselves run at once (workers), and no idle thread spins while rows are
+    # being read and written.
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.use_deterministic_compute = True
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if device != "cpu" and _CUDA in ort.get_available_providers():
+        providers.insert(0, (_CUDA, _CUDA_OPTIONS))
+    return ort.InferenceSession(str(path), options, providers=providers)
+
+
+def _spec(declared: Any) -> InputSpec:
+    if declared.type not in _TYPES:
+        raise SignatureError(
+            f"the model's input {declared.name} is of type {declared.type}; {', '.join(_TYPES)} are supported.",
+            input=declared.name,
+        )
+    shape = tuple(size if isinstance(size, int) else -1 for size in declared.shape)
+    return InputSpec(declared.name, np.dtype(_TYPES[declared.type]), shape)

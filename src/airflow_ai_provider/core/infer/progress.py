@@ -1,0 +1,55 @@
+"""A line now and then while rows are predicted, and one at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+
+class Progress:
+    """Tell how far a long job is, at most every few seconds.
+
+    :param say: takes one line.
+    :param row_count: rows there are in all.
+    :param every_s: seconds between two lines.
+    :param now: monotonic clock, in seconds.
+    """
+
+    def __init__(
+        self,
+        say: Callable[[str], None],
+        row_count: int,
+        every_s: float = 5.0,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._say, self._row_count, self._every_s, self._now = say, row_count, every_s, now
+        self._started = self._last = now()
+        self._done = self._kept = 0
+
+    def kept(self, row_count: int) -> None:
+        """Count rows that an earlier try has predicted: they are done, but tell nothing about the speed."""
+        self._kept += row_count
+
+    def advance(self, row_count: int) -> None:
+        """Count rows that were predicted now, and say so when it is time."""
+        self._done += row_count
+        now = self._now()
+        if now - self._last < self._every_s:
+            return
+        self._last = now
+        rate = self._done / max(now - self._started, 1e-9)
+        done = self._done + self._kept
+        left = (self._row_count - done) / max(rate, 1e-9)
+        self._say(
+            f"{done:,} of {self._row_count:,} rows ({done / max(self._row_count, 1):.0%}), {rate:,.0f} rows/s, "
+            f"about {left:,.0f} s left"
+        )
+
+    def finish(self, failed: int, where: str) -> None:
+        """Say what came of it."""
+        spent = self._now() - self._started
+        kept = f", {self._kept:,} of them by an earlier try" if self._kept else ""
+        self._say(
+            f"{self._row_count:,} rows in {spent:.1f} s ({self._done / max(spent, 1e-9):,.0f} rows/s) on {where}: "
+            f"{self._row_count - failed:,} predicted, {failed:,} failed{kept}"
+        )

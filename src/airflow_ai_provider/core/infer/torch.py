@@ -1,0 +1,121 @@
+"""The door to torch: graphs of ``torch.export`` (.pt2) and TorchScript, never a pickle.
+
+Invariants: a file is checked before torch opens it; parameters and inputs are on one device, and that is the one
+reported; every call has the same number of rows, because torch's results differ in their last bits with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from airflow_ai_provider.core.batch import ROW_ID, Pin
+from airflow_ai_provider.core.infer import archive
+from airflow_ai_provider.core.infer.batching import Array, run_in_batches, suggest_batch_size
+from airflow_ai_provider.core.infer.engine import settle_device, usable_cores
+from airflow_ai_provider.core.infer.features import features_of
+from airflow_ai_provider.core.infer.outcome import predictions, settle_reading
+from airflow_ai_provider.errors import SignatureError
+
+
+class TorchEngine:
+    """Predict rows with a torch graph.
+
+    Its bytes depend on the batch size, so the batch size is part of a prediction batch's name, and the last call is
+    filled up to it. (A graph exported for any number of rows takes two or more: one row is called as two.)
+
+    :param pin: signature and metadata of the model.
+    :param path: the model file, its bytes already proved.
+    :param device: as :func:`~airflow_ai_provider.core.infer.engine.open_engine` takes it.
+    :raises DeviceError: torch has no such device; no retry helps.
+    :raises ModelPinError: the file could run code when loaded; no retry helps.
+    :raises SignatureError: the model does not take what its signature says; no retry helps.
+    """
+
+    name = "torch"
+    steady = False
+
+    def __init__(self, pin: Pin, path: Path, device: str) -> None:
+        archive.demand_safe(path, f"model {pin.name} version {pin.version}")
+        has_cuda = torch.cuda.is_available()
+        found = "cuda" if device != "cpu" and has_cuda else "cpu"
+        why = torch.cuda.get_device_name() if found == "cuda" else f"CUDA is{'' if has_cuda else ' not'} available"
+        self.device = settle_device(device, found, why)
+        torch.set_num_threads(usable_cores())
+        self._model, self._fixed = _open(path, self.device)
+        self._features = features_of(pin, [])
+        self.row_bytes = self._features.row_bytes
+        self.batch_size = self._fixed or suggest_batch_size(self.row_bytes, self.device)
+        # One call uses all cores; on a GPU a second one prepares its rows meanwhile.
+        self.workers = 1 if self.device == "cpu" else 2
+        self._reading = settle_reading(self._try, pin.metadata)
+
+    def needs(self, schema: pa.Schema) -> Sequence[str]:
+        """Return the columns that predict reads, or raise SignatureError."""
+        return self._features.needs(schema)
+
+    def predict(self, rows: pa.Table, batch_size: int) -> pa.Table:
+        """Return one line per row, in the rows' order."""
+        inputs = self._features.read(rows)
+        if rows.num_rows == 0:
+            outputs = [output[:0] for output in self._try(0.0)]
+        else:
+            outputs = run_in_batches(self._run, inputs.arrays, self._fixed or max(2, batch_size), fill=True)
+        return predictions(rows[ROW_ID], outputs, inputs.errors, self._reading)
+
+    def close(self) -> None:
+        """Free the model, and the device's memory that it held."""
+        del self._model
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.close()
+
+    def _run(self, arrays: list[Array]) -> list[Array]:
+        # Inside, not around the workers: the mode belongs to the thread.
+        with torch.inference_mode():
+            outputs = self._model(*(torch.from_numpy(np.ascontiguousarray(a)).to(self.device) for a in arrays))
+            outputs = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
+            return [_to_numpy(output) for output in outputs if isinstance(output, torch.Tensor)]
+
+    def _try(self, fill: float) -> list[Array]:
+        sample = self._features.sample(fill, self._fixed or 2)
+        try:
+            return self._run(sample)
+        except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+            raise SignatureError(
+                f"the model does not take what its signature says ({[list(a.shape) for a in sample]} of "
+                f"{[str(a.dtype) for a in sample]}): {str(error).splitlines()[0][:300]}. Log it again with an "
+                "input_example of two rows or more and the signature of the rows that it was exported for.",
+            ) from error
+
+
+def _open(path: Path, device: str) -> tuple[Callable[..., Any], int]:
+    """Load the graph; with it the number of rows it was exported for, 0 when any."""
+    if path.suffix != ".pt2":
+        load: Any = torch.jit.load
+        return load(str(path), map_location=device).eval(), 0
+    program = torch.export.load(str(path))
+    if device != "cpu":
+        from torch.export.passes import move_to_device_pass
+
+        program = move_to_device_pass(program, device)
+    first = program.graph_signature.user_inputs[0]
+    shape = next(node.meta["val"].shape for node in program.graph.nodes if node.name == first)
+    # Guards are Python texts of the file that torch would execute; the sizes are checked without them too.
+    return program.module(check_guards=False), shape[0] if isinstance(shape[0], int) else 0
+
+
+def _to_numpy(output: torch.Tensor) -> Array:
+    output = output.detach().cpu()
+    array: Array = (output.float() if output.dtype in (torch.bfloat16, torch.float16) else output).numpy()
+    return array
