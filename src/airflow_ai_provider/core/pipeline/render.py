@@ -5,7 +5,7 @@ Invariant: pure; the same plan gives the same text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -44,22 +44,24 @@ def _lines(plan: Plan) -> Iterator[str]:
 
 def _flow(plan: Plan) -> Iterator[str]:
     decide = plan.task("decide")
-    # both lines end where infer begins
-    yield "pin ────┐"
-    yield "ingest ─┴▶ infer ─▶ decide ─┬─ " + _branch("act", decide.branches["act"])
-    margin = " " * len("ingest ─┴▶ infer ─▶ decide ─")
+    otherwise = decide.arguments["policy"]["otherwise"]
     reviewed = [t.task_id for t in plan.tasks if t.verb == "act" and Ref("review") in t.arguments["rows"]]
-    review = decide.branches["review"]
-    asked = _branch("review", (f"review ─▶ {', '.join(reviewed)}" if reviewed else "review",) if review else ())
-    yield f"{margin}├─ {asked}"
-    yield f"{margin}├─ {_branch('fallback', decide.branches['fallback'])}"
-    yield f"{margin}└─ {_branch('hold', ())}"
+    asked = ["review ─▶ " + ", ".join(reviewed) if reviewed else "review"] if decide.branches["review"] else []
+    branches = {"act": decide.branches["act"], "review": asked}
+    if otherwise != "review":
+        branches[otherwise] = decide.branches[otherwise]
+    lines = [_branch(route, takers) for route, takers in branches.items()]
+    stem = "ingest ─┴▶ infer ─▶ decide ─"
+    yield "pin ────┐"
+    yield f"{stem}┬─ {lines[0]}"
+    yield from (f"{' ' * len(stem)}├─ {line}" for line in lines[1:-1])
+    yield f"{' ' * len(stem)}└─ {lines[-1]}"
     steps = [t.task_id for t in plan.tasks if t.verb in ("act", "undo")]
     if len(steps) > 1:
         yield "order: " + " ─▶ ".join(steps)
 
 
-def _branch(route: str, takers: tuple[str, ...]) -> str:
+def _branch(route: str, takers: Sequence[str]) -> str:
     return f"{route:<9}─▶ {', '.join(takers)}" if takers else f"{route:<9}   rows rest in the store"
 
 

@@ -19,6 +19,8 @@ METHODS = ("post", "put", "patch", "delete")
 Route = Literal["act", "review", "fallback"]
 _NAMES = ("once", "continuous", "hourly", "daily", "midnight", "weekly", "monthly", "quarterly", "yearly", "annually")
 _PRESETS = tuple(f"@{name}" for name in _NAMES)
+_ATOM = r"(?:[*?LR]|\d{1,2}|[A-Za-z]{3})[LW]?"
+_FIELD = rf"{_ATOM}(?:[-/#,]{_ATOM})*"  # what a cron field looks like; Airflow judges its numbers
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -34,21 +36,23 @@ def read_duration(value: Any) -> timedelta:
 
 
 def _read_limit(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"{value!r} is not a share or a count of rows. Write 20%, 0.2 or 50")
     try:
-        share_or_count(value)
+        # A bool is an int to Python, and "yes" a bool to YAML.
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            share_or_count(value)
+            return value
     except SpecError:
-        raise ValueError(f"{value!r} is not a share or a count of rows. Write 20%, 0.2 or 50") from None
-    return value
+        pass
+    raise ValueError(f"{value!r} is not a share or a count of rows. Write 20%, 0.2 or 50")
 
 
 def _read_schedule(value: str) -> str:
     if value.startswith("@"):
         if value not in _PRESETS:
             raise ValueError(f"{value!r} is not a preset. There are {', '.join(_PRESETS)}")
-    elif not re.fullmatch(r"([\w*/,\-?#]+\s+){4,5}[\w*/,\-?#]+", value):
-        raise ValueError(f'{value!r} is not a schedule. Write a preset such as "@hourly", a cron line or null')
+    elif not re.fullmatch(rf"({_FIELD}\s+){{4,5}}{_FIELD}", value):
+        near = f"@{value}" if f"@{value}" in _PRESETS else "@hourly"
+        raise ValueError(f'{value!r} is not a schedule. Write a preset such as "{near}", a cron line or null')
     return value
 
 

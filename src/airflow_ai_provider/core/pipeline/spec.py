@@ -7,20 +7,21 @@ nothing but its own file.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from airflow_ai_provider.core.decide.policy import Fallback, Policy
 from airflow_ai_provider.core.decide.rule import find_faults
 from airflow_ai_provider.core.pipeline.document import Document, DocumentError, Fault, Location, read_document
 from airflow_ai_provider.core.pipeline.fault import explain, path_of
-from airflow_ai_provider.core.pipeline.section import Decide, FallbackRule, Ingest, Sections, Step
+from airflow_ai_provider.core.pipeline.section import METHODS, Decide, FallbackRule, Ingest, Section, Sections, Step
 from airflow_ai_provider.errors import SpecError
 
+T = TypeVar("T", bound=Section)
 TASKS = ("pin", "ingest", "infer", "decide", "review", "undo")
 _FORMATS = {"kafka": ("json",), "files": ("auto", "jsonl", "csv", "parquet", "image")}
 
@@ -112,10 +113,10 @@ def _read_sections(document: Document) -> tuple[Sections | None, list[Fault]]:
     except ValidationError as error:
         sections, faults = None, explain(error)
     # Each section is judged for itself, so that a fault in one does not hide those of another.
-    raw_decide = data.get("decide")
-    faults += _ingest_faults(_section(Ingest, data.get("ingest")))
-    faults += _decide_faults(_section(Decide, raw_decide), raw_decide if isinstance(raw_decide, dict) else {})
-    faults += _step_faults(list(_steps(data.get("act"))), raw_decide, has_review=data.get("review") is not None)
+    # Dependencies between keys are judged on what is sound, so that a faulty key does not hide them.
+    faults += _ingest_faults(data.get("ingest"))
+    faults += _decide_faults(data.get("decide"))
+    faults += _step_faults(data)
     if "review" in data and data["review"] is None:
         faults.append((("review",), "is empty. Write {timeout: 4h}, or leave it out: then review rows are held"))
     if sections is not None and sections.schedule == "@continuous" and sections.max_active_runs != 1:
@@ -123,34 +124,42 @@ def _read_sections(document: Document) -> tuple[Sections | None, list[Fault]]:
     return sections, faults
 
 
-def _section(kind: type, value: Any) -> Any:
+def _sound(kind: type[T], value: Any, stand_ins: Mapping[str, Any] | None = None) -> T | None:
+    """Read a section without its faulty keys.
+
+    :param stand_ins: taken for required keys that are faulty.
+    :return: the section; None when it is no mapping, or a required key without stand-in is faulty.
+    """
+    if not isinstance(value, dict):
+        return None
     try:
-        return TypeAdapter(kind).validate_python(value)
+        return kind.model_validate(value)
+    except ValidationError as error:
+        faulty = {detail["loc"][0] for detail in error.errors() if detail["loc"]}
+    try:
+        return kind.model_validate(
+            dict(stand_ins or {}) | {key: item for key, item in value.items() if key not in faulty}
+        )
     except ValidationError:
         return None
 
 
-def _steps(value: Any) -> Iterator[tuple[int, str, Step | None, int]]:
-    """Yield (position, name, step or None when it is faulty itself, keys in that list item)."""
-    for index, item in enumerate(value if isinstance(value, list) else []):
-        if isinstance(item, dict):
-            for name, body in item.items():
-                yield index, str(name), _section(Step, body), len(item)
-
-
-def _ingest_faults(ingest: Ingest | None) -> Iterator[Fault]:
+def _ingest_faults(raw: Any) -> Iterator[Fault]:
+    ingest = _sound(Ingest, raw)
     if ingest is None:
         return
-    if (ingest.kafka is None) == (ingest.files is None):
-        found = "neither is written" if ingest.kafka is None else "both are written"
+    sources = [name for name in _FORMATS if raw.get(name) is not None]
+    if len(sources) != 1:
+        found = "both are written" if sources else "neither is written"
         yield ("ingest",), f"needs either kafka: TOPIC or files: PATTERN; {found}"
         return
-    source = "kafka" if ingest.kafka is not None else "files"
-    if ingest.format is not None and ingest.format not in _FORMATS[source]:
-        fits = ", ".join(_FORMATS[source])
-        yield ("ingest", "format"), f"{ingest.format!r} is not a format of {source}. There is {fits}"
-    if source == "kafka" and not re.fullmatch(r"[\w.-]{1,249}", str(ingest.kafka)):
-        yield ("ingest", "kafka"), f"{ingest.kafka!r} is not a topic name. It has letters, digits, . _ and - only"
+    fits = _FORMATS[sources[0]]
+    if ingest.format is not None and ingest.format not in fits:
+        what = f"{ingest.format!r} is not a format of {sources[0]}. There is {', '.join(fits)}"
+        yield ("ingest", "format"), what
+    topic = ingest.kafka or ""
+    if topic and "{{" not in topic and not re.fullmatch(r"[\w.-]{1,249}", topic):
+        yield ("ingest", "kafka"), f"{topic!r} is not a topic name. It has letters, digits, . _ and - only"
 
 
 def _policy(decide: Decide) -> Policy:
@@ -159,17 +168,20 @@ def _policy(decide: Decide) -> Policy:
     return Policy(decide.act, decide.review, decide.otherwise, fallback)
 
 
-def _decide_faults(decide: Decide | None, raw: dict[str, Any]) -> list[Fault]:
-    rule: FallbackRule | None = _section(FallbackRule, raw.get("fallback"))
-    faults = list(_fallback_faults(rule)) if rule is not None else []
+def _decide_faults(raw: Any) -> Iterator[Fault]:
+    if not isinstance(raw, dict):
+        return
+    rule = _sound(FallbackRule, raw.get("fallback"))
+    if rule is not None:
+        yield from _fallback_faults(rule)
+    decide = _sound(Decide, raw, {"act": 1.0, "review": 0.0})
     if decide is None:
-        return faults
+        return
     try:
         # The rule's own faults are found above; any rule shows whether the policy around it can be run.
-        Policy(decide.act, decide.review, decide.otherwise, Fallback("True") if decide.fallback else None)
+        Policy(decide.act, decide.review, decide.otherwise, Fallback("True") if raw.get("fallback") else None)
     except SpecError as error:
-        faults += [(("decide", path), text) for path, text in error.faults]
-    return faults
+        yield from ((("decide", path), text) for path, text in error.faults)
 
 
 def _fallback_faults(rule: FallbackRule) -> Iterator[Fault]:
@@ -185,9 +197,9 @@ def _fallback_faults(rule: FallbackRule) -> Iterator[Fault]:
         yield from ((("decide", "fallback", path), text) for path, text in error.faults)
 
 
-def _step_faults(steps: list[tuple[int, str, Step | None, int]], decide: Any, has_review: bool) -> Iterator[Fault]:
+def _step_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
     seen: dict[str, int] = {}
-    for index, name, step, key_count in steps:
+    for index, name, raw, key_count in _items(data.get("act")):
         where: Location = ("act", index, name)
         if key_count > 1:
             yield where, "shares its list item with another step. Begin each step with its own dash"
@@ -198,30 +210,41 @@ def _step_faults(steps: list[tuple[int, str, Step | None, int]], decide: Any, ha
         if name in seen:
             yield where, f"{name!r} is also the name of step {seen[name] + 1}. Task ids are unique"
         seen.setdefault(name, index)
+        step = _sound(Step, raw)
         if step is not None:
-            yield from _call_faults(where, step)
-            yield from _row_faults((*where, "rows"), step, decide, has_review)
+            yield from _call_faults(where, raw)
+            yield from _row_faults((*where, "rows"), step, data)
 
 
-def _call_faults(where: Location, step: Step) -> Iterator[Fault]:
-    if len(step.methods) != 1:
-        found = " and ".join(step.methods) or "none"
-        yield where, f"needs exactly one of post, put, patch, delete with its path, such as post: /tickets; has {found}"
-    if step.undo is not None:
-        methods = step.undo.model_fields_set
-        if len(methods) != 1:
-            found = " and ".join(sorted(methods)) or "none"
-            yield (*where, "undo"), f'needs exactly one call, such as delete: "/tickets/{{id}}"; has {found}'
+def _items(value: Any) -> Iterator[tuple[int, str, Any, int]]:
+    """Yield (position, name, what is written, keys in that list item)."""
+    for index, item in enumerate(value if isinstance(value, list) else []):
+        for name, body in item.items() if isinstance(item, dict) else ():
+            if isinstance(name, str):
+                yield index, name, body, len(item)
 
 
-def _row_faults(where: Location, step: Step, decide: Any, has_review: bool) -> Iterator[Fault]:
+def _call_faults(where: Location, raw: Mapping[str, Any]) -> Iterator[Fault]:
+    methods = [name for name in METHODS if name in raw]
+    if len(methods) != 1:
+        found = " and ".join(methods) or "none"
+        yield where, f"needs exactly one of {', '.join(METHODS)} with its path, such as post: /tickets; has {found}"
+    undo = raw.get("undo")
+    calls = [name for name in METHODS if isinstance(undo, dict) and name in undo]
+    if isinstance(undo, dict) and len(calls) != 1:
+        found = " and ".join(calls) or "none"
+        yield (*where, "undo"), f'needs exactly one call, such as delete: "/tickets/{{id}}"; has {found}'
+
+
+def _row_faults(where: Location, step: Step, data: Mapping[str, Any]) -> Iterator[Fault]:
     if step.rows is None:
         return
     if not step.rows:
         yield where, "is empty: the step would act on nothing. Leave it out to act on everything that is decided"
     if len(set(step.rows)) != len(step.rows):
         yield where, "names a route twice"
-    if "review" in step.rows and not has_review:
+    if "review" in step.rows and data.get("review") is None:
         yield where, "names review, but nobody is asked. Add review: {timeout: 4h}, or leave review out of rows"
+    decide = data.get("decide")
     if "fallback" in step.rows and isinstance(decide, dict) and decide.get("fallback") is None:
         yield where, "names fallback, but decide has no fallback rule. Add one, or leave fallback out of rows"
