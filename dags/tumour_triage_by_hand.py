@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from airflow.sdk import DAG
+
 from airflow_ai_provider import (
     ApiActionOperator,
     BatchInferenceOperator,

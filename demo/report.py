@@ -134,7 +134,8 @@ class Report:
         said = self.summary
         actions = Counter((entry.action, entry.state) for entry in self.effects)
         held = len(self.routed["review"]) - len(self.reviewed)
-        table = Table(title=f"{DAG_ID}, run {self._told.run_id}, model {said['model']['name']} {said['model']['version']}")
+        model = f"{said['model']['name']} version {said['model']['version']}"
+        table = Table(title=f"{DAG_ID}, run {self._told.run_id}, model {model}")
         table.add_column("stage")
         table.add_column("rows", justify="right")
         table.add_column("of which")

@@ -34,8 +34,9 @@ before, began = set(sys.modules), time.process_time()
 found = [v for path in sys.argv[2:] for v in runpy.run_path(path).values() if isinstance(v, DAG)]
 took = time.process_time() - began
 loaded = {m.partition(".")[0] for m in set(sys.modules) - before}
-print(json.dumps({"dags": {d.dag_id: sorted(t.task_id for t in d.tasks) for d in found}, "tags": {d.dag_id: sorted(d.tags)
-    for d in found}, "seconds": took, "loaded": sorted(loaded)}))
+tasks = {d.dag_id: sorted(t.task_id for t in d.tasks) for d in found}
+tags = {d.dag_id: sorted(d.tags) for d in found}
+print(json.dumps({"dags": tasks, "tags": tags, "seconds": took, "loaded": sorted(loaded)}))
 """
 
 
