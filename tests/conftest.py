@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tests.servers.mlflow import MlflowServer
     from tests.servers.postgres import PostgresServer
     from tests.servers.proxy import TcpProxy
+    from tests.servers.registry import SchemaRegistryServer
 
 S = TypeVar("S", bound=Server)
 _servers: list[Server] = []  # those that run now, shared by the session
@@ -111,6 +112,14 @@ def fresh_postgres_url(postgres_server: PostgresServer) -> Callable[[], str]:
 def postgres_url(fresh_postgres_url: Callable[[], str]) -> str:
     """SQLAlchemy URL of an empty database that is this test's alone."""
     return fresh_postgres_url()
+
+
+@pytest.fixture(scope="session")
+def schema_registry() -> Iterator[SchemaRegistryServer]:
+    """A real schema registry: url, register, set_compatibility, kill, pause, resume, restart (which empties it)."""
+    from tests.servers.registry import SchemaRegistryServer
+
+    yield from _serve(SchemaRegistryServer)
 
 
 @pytest.fixture(scope="session")
