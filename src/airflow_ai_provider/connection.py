@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from airflow.sdk import BaseHook, Connection, conf
+import os
+from pathlib import Path
+
+from airflow.sdk import BaseHook, Connection
 from airflow.sdk.exceptions import AirflowNotFoundException
 
 from airflow_ai_provider.errors import ConnectionConfigError
@@ -29,5 +32,6 @@ def find_connection(conn_id: str, conn_type: str, *, default: str = "") -> Conne
 
 
 def home() -> str:
-    """Return the folder of the embedded defaults, ``<folder of airflow.cfg>/ai_provider``."""
-    return f"{conf.get('core', 'dags_folder').rpartition('/')[0]}/ai_provider"
+    """Return the folder of the embedded defaults, ``$AIRFLOW_HOME/ai_provider``."""
+    # Airflow's own rule: no setting says where its home is, and the dags folder may be a read-only checkout elsewhere.
+    return str(Path(os.environ.get("AIRFLOW_HOME") or "~/airflow").expanduser() / "ai_provider")
