@@ -69,7 +69,8 @@ class ApiActionOperator(BaseOperator):
 
     def execute(self, context: Any) -> dict[str, Any]:
         """Send what is still to be sent, record every outcome."""
-        from airflow_ai_provider.core.act.flow import ActRun, act
+        from airflow_ai_provider.core.act.effect import ActRun
+        from airflow_ai_provider.core.act.flow import act
         from airflow_ai_provider.core.batch import BatchRef
         from airflow_ai_provider.hooks.api import ApiHook
         from airflow_ai_provider.hooks.ledger import LedgerHook
