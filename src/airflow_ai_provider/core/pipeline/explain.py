@@ -71,7 +71,8 @@ def explain(
     """
     if bool(row_id) == bool(subject):
         raise SpecError("give either a row id or a subject.", faults=[("row", "give either a row id or a subject")])
-    entries = [e for run in run_ids or [None] for e in ledger.entries(pipeline, run_id=run)]
+    asked: Sequence[str | None] = run_ids or [None]
+    entries = [entry for run in asked for entry in ledger.entries(pipeline, run_id=run)]
     about = [e for e in entries if (e.row_id == row_id if row_id else e.subject == subject)]
     # Runs that acted on it tell the most; only without one are the others searched, which may have held it.
     runs = run_ids or dict.fromkeys([e.run_id for e in about] or [e.run_id for e in entries])

@@ -1,0 +1,174 @@
+"""``airflow ai …`` through Airflow's own parser: what it prints, and its exit status."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_ai_provider.cli import get_cli_commands
+from airflow_ai_provider.core.ledger_sql import open_ledger
+from airflow_ai_provider.core.store import Store
+from tests.core.pipeline.story_world import PIPELINE, RUN, make_world, row_id
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+EXAMPLES = GOLDEN.parents[1] / "dags" / "pipelines"
+
+
+@pytest.fixture
+def ai(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs one command and gives exit status, stdout, stderr."""
+    from airflow.cli.cli_parser import get_parser
+
+    def run(*words: str) -> tuple[int, str, str]:
+        args = get_parser().parse_args(["ai", *words])
+        try:
+            args.func(args)
+            status = 0
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        out = capsys.readouterr()
+        return status, out.out, out.err
+
+    return run
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A finished run behind the default connections."""
+    ledger_url = f"sqlite:///{tmp_path}/ledger.db"
+    monkeypatch.setenv("AIRFLOW_CONN_AI_STORE_DEFAULT", json.dumps(_conn("ai_store", uri=f"{tmp_path}/store")))
+    monkeypatch.setenv("AIRFLOW_CONN_AI_LEDGER_DEFAULT", json.dumps(_conn("ai_ledger", url=ledger_url)))
+    return make_world(Store(f"{tmp_path}/store"), open_ledger(ledger_url))
+
+
+def _conn(kind: str, **extra: str) -> dict[str, Any]:
+    return {"conn_type": kind, "extra": extra}
+
+
+def test_airflow_finds_the_commands_by_itself() -> None:
+    done = subprocess.run([sys.executable, "-m", "airflow", "ai", "--help"], capture_output=True, text=True, check=True)
+    assert all(name in done.stdout for name in ("lint", "plan", "explain", "quarantine"))
+
+
+def test_listing_the_commands_loads_nothing_of_ours() -> None:
+    code = (
+        "import sys; from airflow_ai_provider.cli import get_cli_commands; get_cli_commands();"
+        "print(sorted(m for m in sys.modules if m.startswith('airflow_ai_provider')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = done.stdout.strip().splitlines()[-1]
+    assert "airflow_ai_provider.cli" in loaded
+    assert not any(part in loaded for part in (".core", ".hooks", ".operators", ".dag_factory"))
+
+
+def test_every_command_says_what_it_is_for() -> None:
+    (group,) = get_cli_commands()
+    for command in group.subcommands:
+        assert command.help
+        assert command.description
+        assert all(arg.kwargs.get("help") for arg in command.args)
+
+
+def test_lint_lists_all_faults_of_all_files(ai: Any) -> None:
+    status, out, _ = ai("lint", str(GOLDEN / "typos.faults.yaml"), str(GOLDEN / "tab.faults.yaml"))
+    assert status == 1
+    assert "typos.faults.yaml has" in out
+    assert "line 1: scedule: is not a key here; did you mean 'schedule'?" in out
+    assert "line 2: a tab stands where only spaces may" in out
+    assert out.strip().splitlines()[-1].startswith("2 files, ")
+
+
+def test_lint_passes_the_examples_and_finds_their_files(ai: Any) -> None:
+    status, out, _ = ai("lint", str(EXAMPLES))
+    assert status == 0
+    assert "0 faults" in out
+    assert "not found" not in out
+
+
+def test_lint_warns_and_strict_makes_it_fail(ai: Any, tmp_path: Path) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_text(
+        "ingest: {kafka: t, key: id, expectations: absent.json}\ninfer: {model: m@a}\n"
+        "decide: {act: 0.9, review: 0.9}\nact:\n  - a: {post: /a, json: absent.j2}\n  - b: {post: /b}\n"
+    )
+    status, out, _ = ai("lint", str(file))
+    assert status == 0
+    for words in (
+        "ingest.max_rejected",
+        "decide.review: equals act",
+        "act[0].a.undo: has no undo",
+        "absent.j2' not found",
+    ):
+        assert words in out
+    assert ai("lint", "--strict", str(file))[0] == 1
+    findings = [json.loads(line) for line in ai("lint", "--json", str(file))[1].splitlines()]
+    assert {finding["level"] for finding in findings} == {"warning"}
+
+
+def test_lint_names_what_is_not_there(ai: Any, tmp_path: Path) -> None:
+    status, out, _ = ai("lint", str(tmp_path / "absent.yaml"))
+    assert status == 1
+    assert "cannot be read" in out
+
+
+def test_plan_shows_the_tasks(ai: Any) -> None:
+    status, out, _ = ai("plan", str(EXAMPLES / "tumour_triage.yaml"))
+    assert status == 0
+    assert out == (GOLDEN / "tumour_triage.plan.txt").read_text(encoding="utf-8")
+    as_json = json.loads(ai("plan", "--json", str(EXAMPLES / "tumour_triage.yaml"))[1])
+    assert as_json == json.loads((GOLDEN / "tumour_triage.plan.json").read_text(encoding="utf-8"))
+
+
+def test_plan_of_a_faulty_file_is_its_faults_without_a_traceback(ai: Any) -> None:
+    status, out, err = ai("plan", str(GOLDEN / "missing.faults.yaml"))
+    assert (status, out) == (1, "")
+    assert "ingest: is missing" in err
+
+
+def test_explain_goes_from_the_action_to_the_offset(ai: Any, world: dict[str, Any]) -> None:
+    status, out, _ = ai("explain", "--pipeline", PIPELINE, "--subject", "B-0")
+    assert status == 0
+    lines = out.splitlines()
+    assert lines[0] == f"{row_id(0)}  in run {RUN}"
+    assert lines[1].startswith("  action    ticket: compensated, ")
+    assert lines[2].startswith("  action    ticket (undo): done, status 204")
+    assert lines[3] == "  decision  act: confidence 0.97 ≥ act 0.90; model decided malignant"
+    assert lines[4] == "  bar       confidence 0.97, bar 0.9"
+    assert lines[5].startswith("  model     triage version 3 (alias champion), sha256:ab; predicted malignant")
+    assert "offset 0" in lines[-1]
+    assert "benign → malignant by anna" in ai("explain", "--pipeline", PIPELINE, "--row", row_id(1))[1]
+    story = json.loads(ai("explain", "--pipeline", PIPELINE, "--subject", "B-0", "--json")[1])
+    assert story["actions"][0]["outcome"]["id"] == "T-7"
+
+
+def test_explain_says_when_there_is_nothing(ai: Any, world: dict[str, Any]) -> None:
+    status, out, err = ai("explain", "--pipeline", PIPELINE, "--subject", "B-99")
+    assert (status, out) == (1, "")
+    assert "B-99 was not found" in err
+    assert ai("explain", "--pipeline", PIPELINE)[0] == 1
+
+
+def test_quarantine_counts_by_reason_and_shows_rows(ai: Any, world: dict[str, Any]) -> None:
+    status, out, _ = ai("quarantine", world["batch"].uri)
+    assert status == 0
+    assert "quarantined 1" in out
+    assert "1  broken_json" in out
+    assert f"{row_id(4)}  decode: broken_json: invalid UTF-8" in out
+    assert "\x1b" not in out
+    assert "\\x1b[2J" in out
+    assert ai("quarantine", world["batch"].batch_id, "--pipeline", PIPELINE)[1] == out
+    assert row_id(4) not in ai("quarantine", world["batch"].uri, "--reason", "not_unique")[1]
+    row = json.loads(ai("quarantine", world["batch"].uri, "--json")[1])
+    assert set(row["_payload"]) == {"base64"}
+
+
+def test_quarantine_names_what_is_not_there(ai: Any, world: dict[str, Any]) -> None:
+    status, _, err = ai("quarantine", "absent", "--pipeline", PIPELINE)
+    assert (status, "there is no batch 'absent'" in err) == (1, True)
+    status, _, err = ai("quarantine", "absent")
+    assert (status, "--pipeline" in err) == (1, True)
