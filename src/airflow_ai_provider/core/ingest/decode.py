@@ -1,0 +1,190 @@
+"""Rows as they came → typed columns, and a quarantine row with bytes and reason for each that does not fit.
+
+Invariants: every row in is one row out, accepted or rejected, under its own id and in order; columns and types are
+fixed by the declared schema and the first block that has a row that fits, and then hold for the whole batch.
+What fits is decided in :mod:`.json_rows` (payloads) and :mod:`.typed_rows` (columns that have values already).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from airflow_ai_provider.core.batch import ROW_ID
+from airflow_ai_provider.core.ingest.contract import EXTRA, FAULT, ORIGIN, PAYLOAD, REASONS, STAGE
+from airflow_ai_provider.core.ingest.json_rows import ARROW, JsonRows, infer, is_column
+from airflow_ai_provider.core.ingest.typed_rows import cast_text, cast_typed, infer_text, row_json
+from airflow_ai_provider.errors import SpecError
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One block, decoded.
+
+    :param accepted: ``_row_id``, the author's columns, ``_extra``, origin columns, and ``_payload`` where there is one.
+    :param rejected: quarantine rows (:func:`quarantine`).
+    """
+
+    accepted: pa.Table
+    rejected: pa.Table
+
+
+class RowDecoder:
+    """Decode the blocks of one batch, all into the same columns.
+
+    :param schema: column → ``int64``, ``float64``, ``string``, ``bool``, ``timestamp``, ``json``, or an empty text:
+        the column exists, its type is found in the first block.
+    :param format: ``json``, ``csv`` or ``columns``: what the source's tables hold.
+    :raises SpecError: for an unknown type or a column name of the provider's own.
+    """
+
+    def __init__(self, schema: Mapping[str, str], format: str) -> None:
+        faults = [(n, f"type {t!r} is not one of {sorted(ARROW)}") for n, t in schema.items() if t and t not in ARROW]
+        faults += [(n, "names that begin with _ are the provider's own") for n in schema if not is_column(n)]
+        if faults:
+            listed = "; ".join(f"{name}: {fault}" for name, fault in faults)
+            raise SpecError(f"the row schema cannot be used: {listed}. Change the expectations.", faults=faults)
+        self._schema, self._format = dict(schema), format
+        self._rows: JsonRows | None = None
+        self._types: dict[str, pa.DataType] | None = None
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns of the batch, as far as they are fixed: name → type."""
+        if self._rows is not None:
+            return dict(self._rows.columns)
+        return {name: str(type_) for name, type_ in (self._types or {}).items()}
+
+    def decode(self, table: pa.Table) -> Decoded:
+        """Decode one block."""
+        return self._decode_json(table) if self._format == "json" else self._decode_columns(table)
+
+    def _decode_json(self, table: pa.Table) -> Decoded:
+        payloads: list[bytes | None] = table[PAYLOAD].to_pylist()
+        rows = self._rows or self._json_rows(payloads)
+        block = rows.decode(payloads)
+        if block.kept:
+            self._rows = rows
+        kept = table if len(block.kept) == table.num_rows else table.take(block.kept)
+        accepted = pa.table(
+            {
+                ROW_ID: kept[ROW_ID],
+                **block.columns,
+                EXTRA: pa.array(block.extras, pa.string()),
+                **{name: kept[name] for name in ORIGIN if name in kept.column_names},
+                PAYLOAD: kept[PAYLOAD],
+            }
+        )
+        rejected = table.take(pa.array(block.faults, pa.int64()))
+        return Decoded(accepted, quarantine(rejected, "decode", list(block.faults.values())))
+
+    def _json_rows(self, payloads: Sequence[bytes | None]) -> JsonRows:
+        declared = {name: kind or "json" for name, kind in self._schema.items()}
+        if "" not in self._schema.values():
+            rows = JsonRows(declared)
+            if not any(rows.decode(payloads).extras):
+                # one decode more, of the first block only, tells whether there is anything to infer
+                return rows
+        named = {name: kind for name, kind in self._schema.items() if kind}
+        found = infer(payloads, named)
+        return JsonRows({**declared, **found} if self._schema else found)
+
+    def _decode_columns(self, table: pa.Table) -> Decoded:
+        if FAULT in table.column_names:
+            read = table.filter(pc.is_null(table[FAULT]))
+            unread = table.filter(pc.is_valid(table[FAULT]))
+        else:
+            read, unread = table, table.slice(0, 0)
+        if read.num_rows and self._types is None:
+            self._types = self._find_types(read)
+        columns, faults = self._conform(read)
+        bad = sorted(faults)
+        rejected = [quarantine(unread, "decode", [[text] for text in _texts(unread, FAULT)])]
+        rejected.append(quarantine(read.take(pa.array(bad, pa.int64())), "decode", [faults[i] for i in bad]))
+        accepted = pa.table(columns)
+        if bad:
+            good = [i for i in range(read.num_rows) if i not in faults]
+            accepted = accepted.take(pa.array(good, pa.int64()))
+        return Decoded(accepted, pa.concat_tables([r for r in rejected if r.num_rows] or rejected[:1]))
+
+    def _find_types(self, table: pa.Table) -> dict[str, pa.DataType]:
+        types: dict[str, pa.DataType] = {}
+        for name in [*self._schema, *(n for n in table.column_names if is_column(n) and n not in self._schema)]:
+            kind = self._schema.get(name)
+            if not kind and name in table.column_names:
+                found = infer_text(table[name]) if self._format == "csv" else None
+                types[name] = ARROW[found] if found else table.schema.field(name).type
+            else:
+                types[name] = ARROW[kind or "string"]
+        return types
+
+    def _conform(self, table: pa.Table) -> tuple[dict[str, pa.Array | pa.ChunkedArray], dict[int, list[str]]]:
+        columns: dict[str, pa.Array | pa.ChunkedArray] = {ROW_ID: table[ROW_ID]}
+        faults: dict[int, list[str]] = {}
+        for name, target in (self._types or {}).items():
+            if name not in table.column_names:
+                columns[name] = pa.nulls(table.num_rows, target)
+                continue
+            columns[name], bad = self._cast(table[name], name, target)
+            for i in bad:
+                value = repr(table[name][i].as_py())
+                shown = value if len(value) <= 80 else value[:80] + "…"
+                faults.setdefault(i, []).append(f"wrong_type: {name}={shown} is not {target}")
+        columns[EXTRA] = self._extras(table)
+        columns.update({name: table[name] for name in ORIGIN if name in table.column_names})
+        if PAYLOAD in table.column_names:
+            columns[PAYLOAD] = table[PAYLOAD]
+        return columns, faults
+
+    def _cast(self, column: pa.ChunkedArray, name: str, target: pa.DataType) -> tuple[pa.Array, list[int]]:
+        if self._format == "csv":
+            kind = next(kind for kind, type_ in ARROW.items() if type_ == target)
+            return cast_text(column, kind)
+        return cast_typed(column, target, self._schema.get(name) or None)
+
+    def _extras(self, table: pa.Table) -> pa.Array:
+        unknown = [n for n in table.column_names if is_column(n) and n not in (self._types or {})]
+        hidden = table[EXTRA] if EXTRA in table.column_names else pa.nulls(table.num_rows, pa.string())
+        if not unknown:
+            return hidden
+        rows = zip(table.select(unknown).to_pylist(), hidden.to_pylist(), strict=True)
+        return pa.array([row_json({**row, **json.loads(more or "{}")}).decode() for row, more in rows], pa.string())
+
+
+def quarantine(table: pa.Table, stage: str, reasons: Sequence[Sequence[str]]) -> pa.Table:
+    """Shape rows for quarantine: id, origin, bytes, stage and reasons.
+
+    A row without bytes of its own gets its ``bytes`` column (an image), else its columns as a JSON object.
+
+    :param stage: ``decode`` or ``validate``.
+    :param reasons: per row, ``<code>: <detail>``.
+    """
+    origin = {name: table[name] for name in ORIGIN if name in table.column_names}
+    return pa.table(
+        {
+            ROW_ID: table[ROW_ID].cast(pa.string()),
+            **origin,
+            PAYLOAD: _payloads(table),
+            STAGE: pa.array([stage] * table.num_rows, pa.string()),
+            REASONS: pa.array([list(r) for r in reasons], pa.list_(pa.string())),
+        }
+    )
+
+
+def _payloads(table: pa.Table) -> pa.Array | pa.ChunkedArray:
+    own = table[PAYLOAD].cast(pa.binary()) if PAYLOAD in table.column_names else pa.nulls(table.num_rows, pa.binary())
+    names = [n for n in table.column_names if is_column(n)]
+    if not names or own.null_count == 0:  # raw rows: a tombstone stays null
+        return own
+    if "bytes" in names:
+        return pc.coalesce(own, table["bytes"].cast(pa.binary()))
+    made = pa.array([row_json(row) for row in table.select(names).to_pylist()], pa.binary())
+    return pc.coalesce(own, made)
+
+
+def _texts(table: pa.Table, name: str) -> list[str]:
+    return table[name].to_pylist() if name in table.column_names else []

@@ -1,0 +1,230 @@
+"""Files as a source: each file once per pipeline and content, wherever fsspec finds it.
+
+Invariants: a file is taken whole and named by its path and SHA-256; what is read has the digest that was planned, or
+nothing lands; files are read in the order of their paths, so the same span gives the same rows in the same order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from typing import Any, BinaryIO
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from airflow_ai_provider.core.batch import Slice, Span
+from airflow_ai_provider.core.ingest.file_rows import (
+    CHUNK,
+    RowNames,
+    Seen,
+    read_csv,
+    read_image,
+    read_jsonl,
+    read_parquet,
+)
+from airflow_ai_provider.errors import SourceError, SourceUnavailableError, SpecError
+
+_SUFFIXES = {
+    **dict.fromkeys(("jsonl", "ndjson"), "jsonl"),
+    "csv": "csv",
+    **dict.fromkeys(("parquet", "pq"), "parquet"),
+    **dict.fromkeys(("png", "jpg", "jpeg", "gif", "webp", "bmp", "tif", "tiff"), "image"),
+}
+_READERS: dict[str, Callable[[BinaryIO, RowNames, Seen], Iterator[pa.Table]]] = {
+    "jsonl": read_jsonl,
+    "csv": read_csv,
+    "parquet": read_parquet,
+    "image": read_image,
+}
+_HOLDS = {"jsonl": "json", "csv": "csv"}
+_MAGIC = "*?["
+
+
+class FileReader:
+    """Read rows from files under a folder, or that match a pattern.
+
+    A time window is not asked for: a file is what it holds, and its time of change moves with every copy. A file whose
+    path was taken with other bytes is an error, never a second helping.
+
+    :param path: file, folder or pattern; local or any URI that fsspec opens.
+    :param format: ``jsonl``, ``csv``, ``parquet``, ``image`` or ``auto``: by the suffix, which all files must share.
+    :param name: of the source; None takes the folder's or file's name.
+    :param key: the author's key column.
+    :param storage_options: keyword arguments of the file system; never written anywhere.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        format: str = "auto",
+        name: str | None = None,
+        *,
+        key: str | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._uri, self._format, self.key = path, format, key
+        self._fs, stripped = fsspec.core.url_to_fs(path, **dict(storage_options or {}))
+        self._path = str(stripped).rstrip("/")
+        magic = min((self._path.find(c) for c in _MAGIC if c in self._path), default=-1)
+        self._pattern = magic >= 0
+        self._base = self._path[:magic].rpartition("/")[0] if self._pattern else self._path
+        self.name = f"files:{name or self._base.rpartition('/')[2].partition('.')[0] or 'files'}"
+
+    @property
+    def format(self) -> str:
+        """What the tables hold: ``json``, ``csv`` or ``columns``."""
+        return _HOLDS.get(self._format_of(self._list()), "columns")
+
+    def identity(self) -> str:
+        """Return nothing: a file's digest tells it from a later one of the same name."""
+        return ""
+
+    def plan(
+        self,
+        position: Mapping[str, int],
+        taken: Mapping[str, str],
+        window: tuple[datetime, datetime] | None,
+        row_limit: int | None,
+    ) -> Span:
+        """Take the files that were not taken yet, whole, in the order of their paths.
+
+        :param row_limit: stop before the file that would go beyond it; the first one is always taken.
+        :raises SourceError: when the folder is not there, or a file that was taken has other bytes now.
+        """
+        files = self._list()
+        format = self._format_of(files)
+        slices: list[Slice] = []
+        rows = 0
+        for path in files:
+            size, digest, count = self._measure(path, format)
+            if self._is_taken(path, digest, taken):
+                continue
+            if slices and row_limit is not None and rows + count > row_limit:
+                break
+            slices.append(Slice(path, 0, size, digest))
+            rows += count
+        return Span(self.name, "", tuple(slices), {"rows": rows})
+
+    def read(self, span: Span) -> Iterator[pa.Table]:
+        """Yield the rows of the span's files.
+
+        :raises SourceError: when a file is gone or has changed since it was planned; a retry does not help.
+        """
+        reader = _READERS[self._format_of([s.partition for s in span.slices])]
+        for part in span.slices:
+            digest = hashlib.sha256()
+            with self._open(part.partition) as file:
+                yield from self._tables(reader, file, part, digest.update)
+            if f"sha256:{digest.hexdigest()}" != part.digest:
+                raise SourceError(
+                    f"{part.partition} in {self._uri} has changed since it was planned: SHA-256 was "
+                    f"{part.digest[7:19]}…, is {digest.hexdigest()[:12]}…. Nothing was landed. Put the file back as it "
+                    "was, or release the claim and give the new content a new name.",
+                    path=part.partition,
+                    expected=part.digest,
+                )
+
+    def _tables(
+        self, reader: Callable[[BinaryIO, RowNames, Seen], Iterator[pa.Table]], file: BinaryIO, part: Slice, seen: Seen
+    ) -> Iterator[pa.Table]:
+        try:
+            yield from reader(file, RowNames(part.partition, part.digest), seen)
+        except OSError as error:
+            raise self._down(part.partition, error) from error
+
+    def commit(self, span: Span) -> None:
+        """Do nothing: the ledger says which files are taken."""
+
+    def close(self) -> None:
+        """Do nothing: each file is closed after reading."""
+
+    def _list(self) -> list[str]:
+        try:
+            if self._pattern:
+                found = self._fs.glob(self._path)
+                found = [f for f in found if not self._fs.isdir(f)]
+            elif self._fs.isdir(self._path):
+                found = self._fs.find(self._path)
+            elif self._fs.exists(self._path):
+                return [self._path.rpartition("/")[2]]
+            else:
+                raise SourceError(
+                    f"there is no file or folder at {self._uri}. Check the path, or make the folder first.",
+                    path=self._uri,
+                )
+        except OSError as error:
+            raise self._down(self._uri, error) from error
+        paths = sorted(str(f)[len(self._base) :].lstrip("/") for f in found)
+        return [p for p in paths if not any(step.startswith((".", "_")) for step in p.split("/"))]
+
+    def _full(self, path: str) -> str:
+        whole = not self._pattern and self._base.rpartition("/")[2] == path and not self._fs.isdir(self._base)
+        return self._base if whole else f"{self._base}/{path}"
+
+    def _open(self, path: str) -> BinaryIO:
+        try:
+            return self._fs.open(self._full(path), "rb")  # type: ignore[no-any-return]
+        except FileNotFoundError as error:
+            raise SourceError(
+                f"{path} was planned and is not in {self._uri} any more. Put it back; nothing was landed.", path=path
+            ) from error
+        except OSError as error:
+            raise self._down(path, error) from error
+
+    def _down(self, path: str, error: OSError) -> SourceUnavailableError:
+        return SourceUnavailableError(
+            f"{path} could not be read from {self._uri}: {error}. Check that it is reachable and may be read; "
+            "the retry reads it again.",
+            path=path,
+        )
+
+    def _format_of(self, files: list[str]) -> str:
+        if self._format != "auto":
+            return self._format
+        found = {_SUFFIXES.get(f.rpartition(".")[2].lower(), f.rpartition(".")[2]) for f in files}
+        if not files:
+            return _SUFFIXES.get(self._path.rpartition(".")[2].lower(), "jsonl")
+        if len(found) > 1 or not found <= set(_READERS):
+            raise SpecError(
+                f"{self._uri} holds files of {sorted(found)}; format='auto' wants one of {sorted(_READERS)} for all, "
+                "by their suffix. Narrow the path with a pattern such as *.jsonl, or name the format.",
+                faults=[("format", "not one format by suffix")],
+            )
+        return found.pop()
+
+    def _measure(self, path: str, format: str) -> tuple[int, str, int]:
+        """Size, digest and about how many rows of a file."""
+        digest, size, lines, last = hashlib.sha256(), 0, 0, b"\n"
+        with self._open(path) as file:
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+                size, lines, last = size + len(chunk), lines + chunk.count(b"\n"), chunk[-1:]
+            rows = lines + (last != b"\n")
+            if format == "parquet":
+                rows = _parquet_rows(file)
+        rows = {"image": 1, "csv": max(rows - 1, 0)}.get(format, rows)
+        return size, f"sha256:{digest.hexdigest()}", rows
+
+    def _is_taken(self, path: str, digest: str, taken: Mapping[str, str]) -> bool:
+        if path not in taken:
+            return False
+        if taken[path] == digest:
+            return True
+        raise SourceError(
+            f"{path} in {self._uri} was taken before with other bytes: SHA-256 was {taken[path][7:19]}…, is "
+            f"{digest[7:19]}…. A path stands for one content: put the old file back, or give the new one a new name.",
+            path=path,
+            taken=taken[path],
+            found=digest,
+        )
+
+
+def _parquet_rows(file: BinaryIO) -> int:
+    file.seek(0)
+    try:
+        return int(pq.ParquetFile(file).metadata.num_rows)
+    except (pa.ArrowException, OSError, ValueError):
+        return 1  # reading it gives one row at fault

@@ -1,0 +1,271 @@
+"""JSON payloads → typed columns, exact for every input byte.
+
+Decided once, and held on the fast path and on the slow one alike:
+
+- One payload is one complete JSON object, alone. Blank, trailing bytes, a byte order mark, invalid or overlong UTF-8,
+  a lone surrogate, NaN and Infinity, an array or a number at the top: ``broken_json``. No payload: ``tombstone``.
+- More than 16 MiB, or objects and arrays nested deeper than 100: ``broken_json``, before a parser sees it.
+- A key given twice: the last one counts, as in Python and JavaScript.
+- ``int64``: an integer literal within 64 bits; 1.0, 1e3, true, "1" and 2**63 are ``wrong_type``. -0 is 0.
+- ``float64``: any number, rounded to the nearest; one beyond its range is ``wrong_type``. -0.0 keeps its sign.
+- ``string`` and ``bool``: just these. ``timestamp``: RFC 3339 text; without an offset it is UTC; past the microsecond
+  it is rounded. ``json``: any value, as its own text.
+- null and an absent field are both null; whether that is allowed is for the expectations to say.
+- A field that is no column is kept as JSON text in ``_extra``; so is one whose name begins with an underscore, for
+  those are the provider's own.
+
+Each payload is decoded by itself, never joined to others, so none can shift a row.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import msgspec
+import pyarrow as pa
+
+MAX_DEPTH = 100
+MAX_PAYLOAD = 16 * 1024 * 1024
+MAX_COLUMNS = 1000
+"""Columns inferred at most; fields beyond go to ``_extra``: a topic of random keys must not make a million columns."""
+
+ARROW: Mapping[str, pa.DataType] = {
+    "int64": pa.int64(),
+    "float64": pa.float64(),
+    "string": pa.string(),
+    "bool": pa.bool_(),
+    "timestamp": pa.timestamp("us", tz="UTC"),
+    "json": pa.string(),
+}
+_INT = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+_TYPES: Mapping[str, Any] = {
+    "int64": _INT | None,
+    "float64": float | None,
+    "string": str | None,
+    "bool": bool | None,
+    "timestamp": dt.datetime | None,
+    "json": msgspec.Raw,
+}
+_NULL = msgspec.Raw(b"null")
+_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_MISFIT = (msgspec.MsgspecError, ValueError, TypeError, RecursionError, OverflowError)
+
+
+@dataclass(frozen=True)
+class JsonBlock:
+    """What one block of payloads gave.
+
+    :param kept: positions of the payloads that are rows, in order.
+    :param columns: column → values, one per kept position.
+    :param extras: fields that are no column, as JSON text, per kept position.
+    :param faults: position → why that payload is not a row.
+    """
+
+    kept: list[int]
+    columns: dict[str, pa.Array]
+    extras: list[str | None]
+    faults: dict[int, list[str]]
+
+
+class JsonRows:
+    """Decode payloads into fixed columns.
+
+    :param columns: column → type, one of ``int64 float64 string bool timestamp json``, in the order of the output.
+    """
+
+    def __init__(self, columns: Mapping[str, str]) -> None:
+        self.columns = dict(columns)
+        self._nested = "json" in self.columns.values()
+        self._attributes = [f"c{i}" for i in range(len(self.columns))]
+        fields = [
+            (attribute, _TYPES[kind], _NULL if kind == "json" else None)
+            for attribute, kind in zip(self._attributes, self.columns.values(), strict=True)
+        ]
+        rename = dict(zip(self._attributes, self.columns, strict=True))
+        # gc=False: 100,000 rows of plain values per block need no cycle collector
+        self._row = msgspec.defstruct("Row", fields, rename=rename, forbid_unknown_fields=True, gc=False)
+        self._fast = msgspec.json.Decoder(self._row)
+        self._one = {kind: msgspec.json.Decoder(type_) for kind, type_ in _TYPES.items()}
+
+    def decode(self, payloads: Sequence[bytes | None]) -> JsonBlock:
+        """Decode a block; every payload ends up either kept or at fault."""
+        fast, nested = self._fast.decode, self._nested
+        kept: list[int] = []
+        rows: list[Any] = []
+        extras: list[str | None] = []
+        faults: dict[int, list[str]] = {}
+        for position, payload in enumerate(payloads):
+            extra = None
+            try:
+                if nested or len(payload) > MAX_PAYLOAD:  # type: ignore[arg-type]  # None is a TypeError: the slow path
+                    _demand_plain(payload)
+                row = fast(payload)  # type: ignore[arg-type]
+            except _MISFIT:
+                row, extra, reasons = self._slow(payload)
+                if reasons:
+                    faults[position] = reasons
+                    continue
+            kept.append(position)
+            rows.append(row)
+            extras.append(extra)
+        block = JsonBlock(kept, self._arrays(rows), extras, faults)
+        return self.decode_slowly(payloads) if self._lost_a_time(block, rows) else block
+
+    def decode_slowly(self, payloads: Sequence[bytes | None]) -> JsonBlock:
+        """Decode every payload field by field: what :meth:`decode` must equal."""
+        kept, rows, extras, faults = [], [], [], {}
+        for position, payload in enumerate(payloads):
+            row, extra, reasons = self._slow(payload)
+            if reasons:
+                faults[position] = reasons
+            else:
+                kept.append(position)
+                rows.append(row)
+                extras.append(extra)
+        return JsonBlock(kept, self._arrays(rows), extras, faults)
+
+    def _slow(self, payload: bytes | None) -> tuple[Any, str | None, list[str]]:
+        fields, fault = read_fields(payload)
+        if fields is None:
+            return None, None, [fault]
+        values, reasons = [], []
+        for name, kind in self.columns.items():
+            raw = fields.pop(name, _NULL)
+            try:
+                value = self._one[kind].decode(raw)
+                values.append(_as_utc(value) if kind == "timestamp" and value else value)
+            except _MISFIT as error:
+                reasons.append(f"wrong_type: {name}={_brief(raw)} is not {kind} ({error})")
+        extra = None
+        if fields and not reasons:
+            parts = (msgspec.json.encode(k) + b":" + bytes(v) for k, v in fields.items())
+            extra = (b"{" + b",".join(parts) + b"}").decode()
+        return (None if reasons else self._row(*values)), extra, reasons
+
+    def _arrays(self, rows: list[Any]) -> dict[str, pa.Array]:
+        arrays = {}
+        for attribute, (name, kind) in zip(self._attributes, self.columns.items(), strict=True):
+            values = [getattr(row, attribute) for row in rows]
+            if kind == "json":
+                texts = (bytes(raw) for raw in values)
+                values = [None if text == b"null" else text.decode() for text in texts]
+            elif kind == "timestamp":
+                values = [value and _as_utc_or_none(value) for value in values]
+            arrays[name] = pa.array(values, ARROW[kind])
+        return arrays
+
+    def _lost_a_time(self, block: JsonBlock, rows: list[Any]) -> bool:
+        """True when a time left the calendar on its way to UTC; the slow path then names the row."""
+        for attribute, (name, kind) in zip(self._attributes, self.columns.items(), strict=True):
+            if kind == "timestamp":
+                given = sum(getattr(row, attribute) is not None for row in rows)
+                if given != len(rows) - block.columns[name].null_count:
+                    return True
+        return False
+
+
+def read_fields(payload: bytes | None) -> tuple[dict[str, msgspec.Raw] | None, str]:
+    """Split one payload into its fields, each still JSON text.
+
+    :return: the fields, and an empty text; or None and why the payload is not one JSON object.
+    """
+    if payload is None:
+        return None, "tombstone: the record has no payload"
+    try:
+        _demand_plain(payload)
+        return _FIELDS.decode(payload), ""
+    except _MISFIT as error:
+        return None, f"broken_json: {error}"
+
+
+def infer(payloads: Iterable[bytes | None], declared: Mapping[str, str]) -> dict[str, str]:
+    """Find columns that nobody declared, in order of appearance.
+
+    Integers only → ``int64``; integers and floats → ``float64``; only texts → ``string``; only true and false →
+    ``bool``; anything else (mixtures, objects, integers beyond 64 bits, only nulls) → ``json``, which keeps the text.
+    """
+    kinds: dict[str, set[str]] = {}
+    for payload in payloads:
+        fields, _ = read_fields(payload)
+        for name, raw in (fields or {}).items():
+            if name in declared or not is_column(name) or (name not in kinds and len(kinds) >= MAX_COLUMNS):
+                continue
+            kinds.setdefault(name, set()).add(_kind(bytes(raw)))
+    return {name: _merge(found) for name, found in kinds.items()}
+
+
+def is_column(name: str) -> bool:
+    """True when a field may be a column: named, and not in the provider's own name space."""
+    return bool(name) and not name.startswith("_")
+
+
+def _merge(found: set[str]) -> str:
+    found = found - {"null"}
+    if found == {"int64", "float64"}:
+        return "float64"
+    return found.pop() if len(found) == 1 else "json"
+
+
+def _kind(text: bytes) -> str:
+    first = text[:1]
+    if first == b'"':
+        return "string"
+    if first in (b"t", b"f"):
+        return "bool"
+    if first == b"n":
+        return "null"
+    if first in (b"{", b"["):
+        return "json"
+    if text.strip(b"-0123456789"):
+        return "float64" if abs(float(text)) != float("inf") else "json"
+    return "int64" if len(text) < 19 or (len(text) <= 20 and -(2**63) <= int(text) < 2**63) else "json"
+
+
+def _demand_plain(payload: bytes | None) -> None:
+    if payload is None:
+        raise TypeError("no payload")
+    if len(payload) > MAX_PAYLOAD:
+        raise ValueError(f"{len(payload)} bytes; at most {MAX_PAYLOAD} are read")
+    if not payload.isascii():
+        payload.decode()
+    if payload.count(b"{") + payload.count(b"[") > MAX_DEPTH and _depth(payload) > MAX_DEPTH:
+        raise ValueError(f"nested deeper than {MAX_DEPTH}")
+
+
+def _depth(payload: bytes) -> int:
+    depth = deepest = 0
+    in_text = escaped = False
+    for byte in payload:
+        if in_text:
+            in_text = escaped or byte != 0x22
+            escaped = not escaped and byte == 0x5C
+        elif byte == 0x22:
+            in_text = True
+        elif byte in (0x7B, 0x5B):
+            depth += 1
+            deepest = max(deepest, depth)
+            if deepest > MAX_DEPTH:
+                return deepest
+        elif byte in (0x7D, 0x5D):
+            depth -= 1
+    return deepest
+
+
+def _as_utc(value: dt.datetime) -> dt.datetime:
+    return value.replace(tzinfo=dt.UTC) if value.tzinfo is None else value.astimezone(dt.UTC)
+
+
+def _as_utc_or_none(value: dt.datetime) -> dt.datetime | None:
+    try:
+        return _as_utc(value)
+    except OverflowError:
+        return None
+
+
+def _brief(raw: msgspec.Raw) -> str:
+    view = memoryview(raw)
+    text = bytes(view[:80]).decode(errors="replace")
+    return text if len(view) <= 80 else text + "…"

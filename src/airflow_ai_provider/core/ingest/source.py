@@ -1,0 +1,158 @@
+"""What the author writes to say where rows come from: frozen values, checked on creation, cheap to import.
+
+Invariants: a value does no I/O and loads no client; equal values have equal digests; :func:`open_source` is the only
+place that turns one into a reader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from airflow_ai_provider.core.batch import digest_of
+from airflow_ai_provider.errors import SpecError
+
+if TYPE_CHECKING:
+    from airflow_ai_provider.core.ingest.contract import Source
+
+_KAFKA_FORMATS = ("json",)
+_KAFKA_BY = ("cursor", "window")
+_FILE_FORMATS = ("auto", "jsonl", "csv", "parquet", "image")
+
+
+@dataclass(frozen=True)
+class KafkaSource:
+    """Take rows from a Kafka topic, each once per pipeline.
+
+    :param topic: an existing topic; one JSON object per message. Templated.
+    :param key: column that names what a row is about; None: actions are keyed by the row's own id.
+    :param by: ``cursor`` takes what was not taken yet (a backfill takes its data interval);
+        ``window`` always takes the data interval, by the records' timestamps.
+    :param kafka_conn_id: connection of type ``kafka``.
+    :param format: how a message's value is written: ``json``.
+    :param group: consumer group whose offsets are published after landing, for lag tools only; None takes the
+        connection's ``group.id``.
+    :raises SpecError: on creation, when a value cannot be run; a retry does not help.
+    """
+
+    topic: str
+    key: str | None = None
+    by: str = "cursor"
+    kafka_conn_id: str = "kafka_default"
+    format: str = "json"
+    group: str | None = None
+
+    def __post_init__(self) -> None:
+        _demand_text(self, "topic", "kafka_conn_id")
+        _demand_one_of(self, "by", _KAFKA_BY)
+        _demand_one_of(self, "format", _KAFKA_FORMATS)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the value."""
+        return digest_of(self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON."""
+        return {"kind": "kafka", **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> KafkaSource:
+        """Read what :meth:`to_dict` wrote."""
+        return cls(**_arguments(cls, data))
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Take rows from files, each file once per pipeline and content.
+
+    :param path: a file, a folder or a pattern (``/data/in/*.jsonl``, ``s3://bucket/in/*.parquet``): anything that
+        fsspec opens. Templated.
+    :param key: column that names what a row is about; None: actions are keyed by the row's own id.
+    :param format: ``jsonl``, ``csv``, ``parquet``, ``image`` (one row per file), or ``auto``: by the files' suffix.
+    :param name: what the source is called in batch names and the ledger; None takes it from the path.
+    :raises SpecError: on creation, when a value cannot be run; a retry does not help.
+    """
+
+    path: str
+    key: str | None = None
+    format: str = "auto"
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        _demand_text(self, "path")
+        _demand_one_of(self, "format", _FILE_FORMATS)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the value."""
+        return digest_of(self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON."""
+        return {"kind": "files", **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> FileSource:
+        """Read what :meth:`to_dict` wrote."""
+        return cls(**_arguments(cls, data))
+
+
+_KINDS: dict[str, type[KafkaSource] | type[FileSource]] = {"kafka": KafkaSource, "files": FileSource}
+
+
+def source_from_dict(data: Mapping[str, Any]) -> KafkaSource | FileSource:
+    """Read what either value's ``to_dict`` wrote.
+
+    :raises SpecError: when it is of no known kind.
+    """
+    kind = data.get("kind")
+    if kind not in _KINDS:
+        raise SpecError(f"a source has kind {kind!r}; known kinds are {sorted(_KINDS)}.", faults=[("kind", "unknown")])
+    return _KINDS[kind].from_dict(data)
+
+
+def open_source(
+    value: KafkaSource | FileSource,
+    *,
+    kafka_config: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Source:
+    """Make the reader of a source value; nothing is contacted yet.
+
+    :param kafka_config: client configuration of the Kafka connection, with ``bootstrap.servers``.
+    :param storage_options: keyword arguments of the files' file system.
+    """
+    if isinstance(value, KafkaSource):
+        from airflow_ai_provider.core.ingest.kafka import KafkaReader
+
+        return KafkaReader(dict(kafka_config or {}), value.topic, key=value.key, group=value.group)
+    from airflow_ai_provider.core.ingest.files import FileReader
+
+    return FileReader(
+        value.path, format=value.format, name=value.name, key=value.key, storage_options=dict(storage_options or {})
+    )
+
+
+def _arguments(cls: type[Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    return {f.name: data[f.name] for f in fields(cls) if f.name in data}
+
+
+def _demand_text(value: Any, *names: str) -> None:
+    for name in names:
+        text = getattr(value, name)
+        if not isinstance(text, str) or not text.strip():
+            raise SpecError(
+                f"{type(value).__name__}: {name}={text!r}; it must be a text that is not empty.",
+                faults=[(name, "empty")],
+            )
+
+
+def _demand_one_of(value: Any, name: str, allowed: tuple[str, ...]) -> None:
+    found = getattr(value, name)
+    if found not in allowed:
+        raise SpecError(
+            f"{type(value).__name__}: {name}={found!r}; it must be one of {', '.join(allowed)}.",
+            faults=[(name, f"must be one of {', '.join(allowed)}")],
+        )

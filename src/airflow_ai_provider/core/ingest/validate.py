@@ -1,0 +1,358 @@
+"""The one door to Great Expectations: its verdicts, taken as complete index lists, as reasons per row.
+
+Invariants: Great Expectations itself judges; an exception is not a verdict; a row is rejected for every rule it breaks.
+
+How a block becomes its frame, and what that changes (see DATA_TRAPS in the docs):
+
+- Columns are Arrow-backed, so a null leaves an integer an integer, and texts and regexes are Arrow's: a pattern is RE2
+  (no look-around, no back-references). NaN is a value, not a null, and lies outside every range.
+- A column of nulls only has no type: every row-level rule but not_be_null passes it.
+- Times are UTC without a zone; bounds written as dates or with an offset are brought to the same.
+- null breaks no rule but not_be_null, and rules that compare columns: there, as in Great Expectations' own frames, a
+  row with some of its columns null fails unless ``ignore_row_if`` leaves it out.
+- Bounds are floats, as Great Expectations reads them: exact up to 2**53.
+
+Rules that each row answers alone run per block. All others (uniqueness, order, means, counts, and every rule with
+``mostly`` below 1) are facts of the whole batch and run once over all decoded rows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# before the import below: it reads its settings then, and reports to its maker otherwise
+os.environ["GX_ANALYTICS_ENABLED"] = "false"
+
+import great_expectations as gx
+import pandas as pd  # type: ignore[import-untyped,unused-ignore]
+import pyarrow as pa
+import pyarrow.compute as pc
+from great_expectations.data_context.types.base import ProgressBarsConfig
+from great_expectations.exceptions import GreatExpectationsError  # type: ignore[attr-defined]
+from great_expectations.expectations.expectation import (
+    ColumnMapExpectation,
+    ColumnPairMapExpectation,
+    MulticolumnMapExpectation,
+)
+from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
+from great_expectations.expectations.registry import get_expectation_impl, list_registered_expectation_implementations
+
+from airflow_ai_provider.core.batch import ROW_ID
+from airflow_ai_provider.core.ingest.contract import BatchRules, Judgement, Verdict, no_reasons, with_reasons
+from airflow_ai_provider.core.ingest.json_rows import is_column
+from airflow_ai_provider.core.ingest.rule_text import plain_bounds, reason, regex_faults
+from airflow_ai_provider.core.ingest.suite import Faults, Rule, Suite, load_suite, nearest, open_validator, raise_faults
+from airflow_ai_provider.errors import BatchRejectedError
+
+__all__ = ["GxValidator", "open_validator"]
+
+_ROW_BY_ROW = frozenset(
+    {
+        "expect_column_pair_values_a_to_be_greater_than_b",
+        "expect_column_pair_values_to_be_equal",
+        "expect_column_pair_values_to_be_in_set",
+        "expect_column_value_lengths_to_be_between",
+        "expect_column_value_lengths_to_equal",
+        "expect_column_values_to_be_between",
+        "expect_column_values_to_be_in_set",
+        "expect_column_values_to_be_null",
+        "expect_column_values_to_match_json_schema",
+        "expect_column_values_to_match_regex",
+        "expect_column_values_to_match_regex_list",
+        "expect_column_values_to_match_strftime_format",
+        "expect_column_values_to_be_dateutil_parseable",
+        "expect_column_values_to_be_json_parseable",
+        "expect_column_values_to_not_be_in_set",
+        "expect_column_values_to_not_be_null",
+        "expect_column_values_to_not_match_regex",
+        "expect_column_values_to_not_match_regex_list",
+        "expect_multicolumn_sum_to_equal",
+        "expect_select_column_values_to_be_unique_within_record",
+    }
+)
+"""What a row answers alone; an expectation that is not listed is asked of the whole batch, which is always right."""
+_COMPARES = frozenset(
+    {
+        "expect_column_pair_values_a_to_be_greater_than_b",
+        "expect_column_pair_values_to_be_equal",
+        "expect_column_pair_values_to_be_in_set",
+        "expect_multicolumn_sum_to_equal",
+    }
+)
+"""They raise on a null in Arrow-backed frames, so they see rows without nulls only, and the door decides the rest."""
+_ANSWERED_BY_DTYPE = "expect_column_values_to_be_in_type_list"
+_LEAVES_OUT_SOME = frozenset({"either_value_is_missing", "any_value_is_missing"})
+
+
+class _Frame(pd.DataFrame):  # type: ignore[misc,unused-ignore]
+    """A frame that Great Expectations does not hash: it leaves large ones out, and this one says that it is large.
+
+    Hashing every block twice is 85 % of its time and serves only to name a batch, which nothing here reads.
+    """
+
+    @property
+    def _constructor(self) -> type[_Frame]:
+        return _Frame
+
+    def memory_usage(self, index: bool = True, deep: bool = False) -> pd.Series:
+        return pd.Series([2_000_000_000])
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """One rule, with what Great Expectations made of it."""
+
+    rule: Rule
+    number: int
+    expectation: Any
+    names_rows: bool
+    by_row: bool
+
+    @property
+    def policy(self) -> str:
+        return self.rule.on_failure or ("quarantine" if self.names_rows else "fail")
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """What one rule found: whether it holds, and the positions of the rows that break it."""
+
+    holds: bool
+    positions: Sequence[int] = ()
+    observed: Any = None
+
+
+class GxValidator:
+    """Judge rows by a Great Expectations suite.
+
+    Each expectation may say in its ``meta`` what a failure means: ``{"on_failure": "quarantine" | "fail" | "warn"}``.
+    Without it a row-level rule quarantines the rows that break it, a whole-batch rule refuses the batch.
+
+    :param suite: in Great Expectations' JSON form, or the path of such a file.
+    :raises SpecError: listing every fault (missing file, unknown expectation, wrong arguments); a retry does not help.
+    """
+
+    def __init__(self, suite: Mapping[str, Any] | str | Path) -> None:
+        parsed = load_suite(suite)
+        self._suite = parsed
+        where = "the expectation suite" if isinstance(suite, Mapping) else str(suite)
+        bound = _bind(parsed, where)
+        self._row_rules = [b for b in bound if b.by_row]
+        self._whole_rules = [b for b in bound if not b.by_row]
+        self.digest = parsed.digest
+        named = [c for b in bound if b.names_rows for c in b.rule.columns]
+        self.schema: Mapping[str, str] = {**parsed.types, **{c: "" for c in named if c not in parsed.types}}
+        self.batch_rules = _needs(self._whole_rules)
+        self._batches: Any = None
+
+    def split(self, table: pa.Table) -> Verdict:
+        """Apply the rules that each row answers alone.
+
+        :raises BatchRejectedError: when a rule cannot be judged (it raised); a retry does not help.
+        """
+        if not self._row_rules or table.num_rows == 0:
+            return Verdict(table, no_reasons(table.slice(0, 0)))
+        reasons, failures, warnings = self._conclude(table, self._row_rules)
+        if not reasons:
+            return Verdict(table, no_reasons(table.slice(0, 0)), failures, warnings)
+        bad = sorted(reasons)
+        good = pa.array([i for i in range(table.num_rows) if i not in reasons], pa.int64())
+        rejected = with_reasons(table.take(pa.array(bad, pa.int64())), [reasons[i] for i in bad])
+        return Verdict(table.take(good), rejected, failures, warnings)
+
+    def judge(self, table: pa.Table) -> Judgement:
+        """Apply the rules that only the whole batch answers.
+
+        :raises BatchRejectedError: when a rule cannot be judged (it raised); a retry does not help.
+        """
+        if not self._whole_rules:
+            return Judgement()
+        reasons, failures, warnings = self._conclude(table, self._whole_rules)
+        ids = table[ROW_ID].take(pa.array(sorted(reasons), pa.int64())).to_pylist()
+        return Judgement(dict(zip(ids, (reasons[i] for i in sorted(reasons)), strict=True)), failures, warnings)
+
+    def _conclude(
+        self, table: pa.Table, rules: Sequence[_Bound]
+    ) -> tuple[dict[int, list[str]], list[str], dict[str, int]]:
+        findings = self._find(table, rules)
+        reasons: dict[int, list[str]] = {}
+        failures: list[str] = []
+        warnings: dict[str, int] = {}
+        for bound in rules:
+            finding = findings[bound.number]
+            if finding.holds:
+                continue
+            if bound.policy == "warn":
+                warnings[str(bound.rule)] = len(finding.positions)
+                continue
+            if bound.policy == "fail":
+                seen = "" if finding.observed is None else f" (observed {finding.observed})"
+                failures.append(f"{bound.rule}{seen}")
+            if finding.positions:
+                rows = table.select(list(bound.rule.columns)).take(pa.array(finding.positions, pa.int64())).to_pylist()
+                for position, row in zip(finding.positions, rows, strict=True):
+                    reasons.setdefault(position, []).append(reason(bound.rule, row))
+        return reasons, failures, warnings
+
+    def _find(self, table: pa.Table, rules: Sequence[_Bound]) -> dict[int, _Finding]:
+        authors = table.select([n for n in table.column_names if is_column(n)])
+        apart = [b for b in rules if b.rule.type in _COMPARES and _some_null(authors, b.rule.columns)]
+        together = [b for b in rules if b not in apart]
+        findings = self._ask(authors, together) if together else {}
+        for bound in apart:
+            findings[bound.number] = self._compare(authors, bound)
+        return findings
+
+    def _compare(self, table: pa.Table, bound: _Bound) -> _Finding:
+        """Judge a rule that compares columns: rows without nulls by Great Expectations, the rest here, as it would."""
+        valid = [pc.is_valid(table[name]) for name in bound.rule.columns]
+        whole, some = valid[0], valid[0]
+        for column in valid[1:]:
+            whole, some = pc.and_(whole, column), pc.or_(some, column)
+        left_out = str(bound.rule.kwargs.get("ignore_row_if", ""))
+        broken = (
+            pc.and_(some, pc.invert(whole)) if left_out not in _LEAVES_OUT_SOME else pc.and_(whole, pc.invert(whole))
+        )
+        if left_out == "never":
+            broken = pc.invert(whole)
+        at = pc.indices_nonzero(whole).to_pylist()
+        finding = self._ask(table.take(pa.array(at, pa.int64())), [bound])[bound.number]
+        positions = sorted([*(at[i] for i in finding.positions), *pc.indices_nonzero(broken).to_pylist()])
+        return _Finding(_mostly(bound, len(positions), table.num_rows), positions)
+
+    def _ask(self, table: pa.Table, rules: Sequence[_Bound]) -> dict[int, _Finding]:
+        suite = gx.ExpectationSuite(name=self._suite.name, expectations=[b.expectation for b in rules])
+        batch = self._batch_definition().get_batch({"dataframe": _frame(table)})
+        result = batch.validate(suite, result_format={"result_format": "COMPLETE"})
+        by_number = {b.number: b for b in rules}
+        findings: dict[int, _Finding] = {}
+        for answer in result.results:
+            bound = by_number[answer.expectation_config.meta["number"]]
+            findings[bound.number] = _read_answer(bound, answer, table)
+        for bound in rules:
+            if bound.number not in findings:
+                raise _unjudged(bound.rule, "Great Expectations gave no answer")
+        return findings
+
+    def _batch_definition(self) -> Any:
+        if self._batches is None:
+            context = gx.get_context(mode="ephemeral")
+            context.variables.progress_bars = ProgressBarsConfig(globally=False, metric_calculations=False)
+            asset = context.data_sources.add_pandas("rows").add_dataframe_asset("block")
+            self._batches = asset.add_batch_definition_whole_dataframe("whole")
+        return self._batches
+
+
+def _bind(suite: Suite, where: str) -> list[_Bound]:
+    faults: Faults = []
+    bound = []
+    for number, rule in enumerate(suite.rules):
+        expectation = _build(rule, number, faults)
+        if expectation is None:
+            continue
+        names_rows = isinstance(
+            expectation, ColumnMapExpectation | ColumnPairMapExpectation | MulticolumnMapExpectation
+        )
+        if rule.on_failure == "quarantine" and not names_rows:
+            faults.append((f"{rule.place}.meta.on_failure", f"{rule.type} names no rows: use fail or warn"))
+        by_row = names_rows and rule.type in _ROW_BY_ROW and rule.kwargs.get("mostly", 1) == 1
+        bound.append(_Bound(rule, number, expectation, names_rows, by_row))
+    raise_faults(where, faults)
+    return bound
+
+
+def _build(rule: Rule, number: int, faults: Faults) -> Any:
+    if rule.type == _ANSWERED_BY_DTYPE:
+        faults.append((rule.place, f"{rule.type} is answered by dtype, without rows: use expect_…_to_be_of_type"))
+        return None
+    try:
+        get_expectation_impl(rule.type)
+    except GreatExpectationsError:
+        known = list_registered_expectation_implementations()
+        faults.append((f"{rule.place}.type", f"{rule.type} is unknown{nearest(rule.type, known)}"))
+        return None
+    faults.extend((f"{rule.place}.kwargs", fault) for fault in regex_faults(rule.kwargs))
+    try:
+        kwargs = plain_bounds(rule.kwargs)
+        return ExpectationConfiguration(type=rule.type, kwargs=kwargs, meta={"number": number}).to_domain_obj()
+    except (ValueError, TypeError, GreatExpectationsError) as error:
+        for line in _messages(error):
+            faults.append((f"{rule.place}.kwargs", line))
+        return None
+
+
+def _messages(error: Exception) -> Iterable[str]:
+    listed = getattr(error, "errors", None)
+    if not callable(listed):
+        return [str(error).partition("\n")[0]]
+    return [
+        f"{'.'.join(str(step) for step in e['loc'] if step != '__root__')}: {e['msg']}".lstrip(": ") for e in listed()
+    ]
+
+
+def _needs(rules: Sequence[_Bound]) -> BatchRules | None:
+    if not rules:
+        return None
+    about_columns = any(not b.rule.columns and "row_count" not in b.rule.type for b in rules)
+    columns = tuple(dict.fromkeys(c for b in rules for c in b.rule.columns))
+    rejects = any(b.names_rows and b.policy != "warn" for b in rules)
+    return BatchRules(None if about_columns else columns, rejects)
+
+
+def _frame(table: pa.Table) -> _Frame:
+    columns = {}
+    for name in table.column_names:
+        column = table[name]
+        if column.null_count == len(column):
+            column = pa.nulls(len(column))
+        elif pa.types.is_timestamp(column.type) and column.type.tz:
+            column = column.cast(pa.timestamp(column.type.unit))
+        columns[name] = column
+    if not columns:  # rules about the number of rows need no column
+        return _Frame(index=pd.RangeIndex(table.num_rows))
+    return _Frame(pa.table(columns).to_pandas(types_mapper=pd.ArrowDtype))
+
+
+def _read_answer(bound: _Bound, answer: Any, table: pa.Table) -> _Finding:
+    raised = _exception(answer.exception_info)
+    if raised:
+        missing = [c for c in bound.rule.columns if c not in table.column_names]
+        raise _unjudged(bound.rule, f"column {missing} is not there" if missing else raised)
+    found = answer.result or {}
+    if answer.success:
+        return _Finding(True)
+    if not bound.names_rows:
+        return _Finding(False, (), found.get("observed_value"))
+    positions = found.get("unexpected_index_list")
+    if positions is None:
+        raise _unjudged(bound.rule, "it failed and named no rows")
+    return _Finding(False, sorted(int(p) for p in positions))
+
+
+def _exception(info: Mapping[str, Any]) -> str:
+    """Read both shapes of exception_info: one record, or one record per metric."""
+    records = [info] if "raised_exception" in info else list(info.values())
+    told = (r for r in records if isinstance(r, Mapping) and r.get("raised_exception"))
+    return "; ".join(dict.fromkeys(str(r.get("exception_message")).partition("\n")[0] for r in told))
+
+
+def _unjudged(rule: Rule, why: str) -> BatchRejectedError:
+    return BatchRejectedError(
+        f"{rule.place}: {rule} could not be judged: {why}. That is no verdict, so nothing was landed. Declare the "
+        "column's type with expect_column_values_to_be_of_type, or correct the expectation, then clear this task.",
+        expectation=str(rule),
+        why=why,
+    )
+
+
+def _some_null(table: pa.Table, columns: Sequence[str]) -> bool:
+    return all(c in table.column_names for c in columns) and any(table[c].null_count for c in columns)
+
+
+def _mostly(bound: _Bound, broken: int, rows: int) -> bool:
+    mostly = bound.rule.kwargs.get("mostly", 1)
+    return broken == 0 or (isinstance(mostly, int | float) and mostly < 1 and 1 - broken / rows >= mostly)
