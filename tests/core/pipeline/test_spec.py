@@ -8,6 +8,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from airflow_ai_provider.core.decide.policy import Policy
 from airflow_ai_provider.core.pipeline.section import read_duration
@@ -148,3 +151,31 @@ def test_loading_costs_airflow_nothing_new() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().splitlines()[-1] == "[] True True"
+
+
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.dates()),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(
+            st.sampled_from(["kafka", "key", "model", "act", "review", "post", "rows", "rule", "undo"]), inner
+        ),
+    ),
+    max_leaves=8,
+)
+KEYS = st.sampled_from(["schedule", "tags", "start_date", "ingest", "infer", "decide", "review", "act", "owner", "x"])
+
+
+@given(st.dictionaries(KEYS, VALUES))
+def test_whatever_is_written_is_a_spec_or_a_list_of_faults(data: dict) -> None:
+    try:
+        parse_spec(yaml.safe_dump(data, allow_unicode=True), "p")
+    except SpecError as error:
+        assert error.faults
+        assert all(isinstance(path, str) and text for path, text in error.faults)
+
+
+@given(st.text(max_size=60))
+def test_whatever_text_is_read_without_surprise(text: str) -> None:
+    with pytest.raises(SpecError):
+        parse_spec(text, "p")
