@@ -28,12 +28,12 @@ def suggest_batch_size(row_bytes: int, device: str) -> int:
     return 1 << (fitting.bit_length() - 1)
 
 
-def run_in_batches(run: Run, arrays: Sequence[Array], batch_size: int, fill: bool) -> list[Array]:
+def run_in_batches(run: Run, arrays: Sequence[Array], batch_size: int, least: int) -> list[Array]:
     """Run a model over all rows.
 
     :param run: the model: arrays in, arrays out, first axis the rows.
     :param batch_size: rows per call.
-    :param fill: repeat the last row up to ``batch_size`` in the last call, so that every call has the same shape.
+    :param least: a call with fewer rows is filled up to so many by repeating its last row.
     :raises RowMismatchError: when the model returns another number of rows than it got; no retry helps.
     """
     row_count = len(arrays[0])
@@ -41,8 +41,8 @@ def run_in_batches(run: Run, arrays: Sequence[Array], batch_size: int, fill: boo
     for start in range(0, row_count, batch_size):
         piece = [array[start : start + batch_size] for array in arrays]
         length = len(piece[0])
-        if fill and length < batch_size:
-            piece = [np.concatenate([part, np.repeat(part[-1:], batch_size - length, axis=0)]) for part in piece]
+        if length < least:
+            piece = [np.concatenate([part, np.repeat(part[-1:], least - length, axis=0)]) for part in piece]
         outputs = [np.asarray(output) for output in run(piece)]
         for output in outputs:
             if output.ndim == 0 or len(output) != len(piece[0]):

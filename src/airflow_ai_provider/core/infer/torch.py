@@ -13,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 import torch
+from torch.export.passes import move_to_device_pass
 
 from airflow_ai_provider.core.batch import ROW_ID, Pin
 from airflow_ai_provider.core.infer import archive
@@ -65,7 +66,8 @@ class TorchEngine:
         if rows.num_rows == 0:
             outputs = [output[:0] for output in self._try(0.0)]
         else:
-            outputs = run_in_batches(self._run, inputs.arrays, self._fixed or max(2, batch_size), fill=True)
+            size = self._fixed or batch_size
+            outputs = run_in_batches(self._run, inputs.arrays, size, least=self._fixed or max(2, size))
         return predictions(rows[ROW_ID], outputs, inputs.errors, self._reading)
 
     def close(self) -> None:
@@ -83,7 +85,7 @@ class TorchEngine:
     def _run(self, arrays: list[Array]) -> list[Array]:
         # Inside, not around the workers: the mode belongs to the thread.
         with torch.inference_mode():
-            outputs = self._model(*(torch.from_numpy(np.ascontiguousarray(a)).to(self.device) for a in arrays))
+            outputs = self._model(*(_to_tensor(array, self.device) for array in arrays))
             outputs = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
             return [_to_numpy(output) for output in outputs if isinstance(output, torch.Tensor)]
 
@@ -106,13 +108,18 @@ def _open(path: Path, device: str) -> tuple[Callable[..., Any], int]:
         return load(str(path), map_location=device).eval(), 0
     program = torch.export.load(str(path))
     if device != "cpu":
-        from torch.export.passes import move_to_device_pass
-
         program = move_to_device_pass(program, device)
     first = program.graph_signature.user_inputs[0]
     shape = next(node.meta["val"].shape for node in program.graph.nodes if node.name == first)
     # Guards are Python texts of the file that torch would execute; the sizes are checked without them too.
     return program.module(check_guards=False), shape[0] if isinstance(shape[0], int) else 0
+
+
+def _to_tensor(array: Array, device: str) -> torch.Tensor:
+    """Copy to memory of torch's own: an array's alignment, and its strides over axes of size one, choose other kernels
+    that round otherwise."""
+    given = torch.from_numpy(np.ascontiguousarray(array))
+    return torch.empty(given.shape, dtype=given.dtype).copy_(given).to(device)
 
 
 def _to_numpy(output: torch.Tensor) -> Array:

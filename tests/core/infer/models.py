@@ -1,0 +1,158 @@
+"""Small real models, trained here from the data sets that scikit-learn ships, as pinned files without a registry."""
+
+from __future__ import annotations
+
+import functools
+import io
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pyarrow as pa
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+from skl2onnx import to_onnx
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from airflow_ai_provider.core.batch import ROW_ID, Pin, digest_of
+from airflow_ai_provider.core.infer.cache import hash_files
+
+
+def pin_folder(folder: Path, flavor: str, signature: dict[str, Any], **metadata: Any) -> Pin:
+    """Pin what lies in a folder, as resolve_pin would."""
+    files = hash_files(folder)
+    return Pin(folder.name, "1", "", digest_of(files), files, flavor, signature, metadata)
+
+
+def columns_signature(names: list[str], optional: tuple[str, ...] = ()) -> dict[str, Any]:
+    return {"inputs": [{"type": "double", "name": n, "required": n not in optional} for n in names], "outputs": []}
+
+
+def tensor_signature(*shape: int, dtype: str = "float32") -> dict[str, Any]:
+    return {"inputs": [{"type": "tensor", "tensor-spec": {"dtype": dtype, "shape": [-1, *shape]}}], "outputs": []}
+
+
+def fresh_folder(name: str) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="model-")) / name
+    folder.mkdir()
+    return folder
+
+
+@functools.cache
+def cancer_rows() -> pa.Table:
+    data = load_breast_cancer(as_frame=True).data
+    names = [name.replace(" ", "_") for name in data.columns]
+    columns = {name: pa.array(data[old].to_numpy()) for name, old in zip(names, data.columns, strict=True)}
+    return pa.table({ROW_ID: [f"biopsies/0/{i}" for i in range(len(data))], **columns})
+
+
+@functools.cache
+def cancer_model() -> Any:
+    data = load_breast_cancer()
+    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)).fit(data.data, data.target)
+
+
+@functools.cache
+def cancer_onnx() -> tuple[Pin, Path]:
+    """ONNX from scikit-learn: a label and probabilities, zipmap off; names of classes in the metadata."""
+    folder = fresh_folder("cancer")
+    model = to_onnx(cancer_model(), load_breast_cancer().data[:1].astype(np.float32), options={"zipmap": False})
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    signature = columns_signature(cancer_rows().column_names[1:])
+    return pin_folder(folder, "onnx", signature, classes=["malignant", "benign"]), folder
+
+
+@functools.cache
+def diabetes_onnx() -> tuple[Pin, Path, pa.Table, Any]:
+    """ONNX regression: one number per row."""
+    data = load_diabetes()
+    model = LinearRegression().fit(data.data, data.target)
+    folder = fresh_folder("diabetes")
+    made = to_onnx(model, data.data[:1].astype(np.float32))
+    (folder / "model.onnx").write_bytes(made.SerializeToString())
+    columns = {name: pa.array(data.data[:, i]) for i, name in enumerate(data.feature_names)}
+    rows = pa.table({ROW_ID: [f"d/{i}" for i in range(len(data.data))], **columns})
+    return pin_folder(folder, "onnx", columns_signature(list(data.feature_names))), folder, rows, model
+
+
+def png(pixels: np.ndarray[Any, Any], size: tuple[int, int] | None = None) -> bytes:
+    image = Image.fromarray(pixels.astype(np.uint8))
+    sink = io.BytesIO()
+    (image.resize(size) if size else image).save(sink, "png")
+    return sink.getvalue()
+
+
+@functools.cache
+def digit_rows(count: int = 300) -> pa.Table:
+    images = (load_digits().images[:count] * 255 / 16).round()
+    encoded = [png(image) for image in images]
+    return pa.table({ROW_ID: [f"digits.png/{i}" for i in range(count)], "path": ["x"] * count, "bytes": encoded})
+
+
+@functools.cache
+def digit_net() -> torch.nn.Module:
+    """A small convolutional net, trained for a moment: good enough that its classes are not all the same."""
+    data = load_digits()
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 8, 3, padding=1),
+        torch.nn.ReLU(),
+        torch.nn.Flatten(),
+        torch.nn.Linear(512, 32),
+        torch.nn.ReLU(),
+        torch.nn.Linear(32, 10),
+    )
+    images = torch.tensor((data.images * 255 / 16).round() / 255, dtype=torch.float32).unsqueeze(1)
+    targets = torch.tensor(data.target)
+    optimizer = torch.optim.Adam(net.parameters(), 0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(net(images), targets).backward()
+        optimizer.step()
+    return net.eval()
+
+
+@functools.cache
+def digit_torch() -> tuple[Pin, Path]:
+    """torch.export: logits of ten classes over encoded images."""
+    folder = fresh_folder("digits")
+    (folder / "data").mkdir()
+    batch = torch.export.Dim("batch", min=2)
+    program = torch.export.export(digit_net(), (torch.zeros(4, 1, 8, 8),), dynamic_shapes=({0: batch},))
+    torch.export.save(program, folder / "data" / "model.pt2")
+    classes = [f"digit {i}" for i in range(10)]
+    return pin_folder(folder, "torch", tensor_signature(1, 8, 8), classes=classes), folder
+
+
+def dense_onnx(widths: list[int], *, softmax: bool = True, seed: int = 0, rows: int | str = "rows") -> bytes:
+    """ONNX of a dense net with random weights, the same for the same seed."""
+    random = np.random.default_rng(seed)
+    weights, nodes, last = [], [], "X"
+    for layer, (n, m) in enumerate(zip(widths, widths[1:], strict=False)):
+        matrix = (random.standard_normal((n, m)) / np.sqrt(n)).astype(np.float32)
+        weights += [numpy_helper.from_array(matrix, f"W{layer}")]
+        weights += [numpy_helper.from_array(random.standard_normal(m).astype(np.float32), f"b{layer}")]
+        nodes.append(helper.make_node("Gemm", [last, f"W{layer}", f"b{layer}"], [f"h{layer}"]))
+        last = f"h{layer}"
+        if layer < len(widths) - 2:
+            nodes.append(helper.make_node("Relu", [last], [f"r{layer}"]))
+            last = f"r{layer}"
+    if softmax:
+        nodes.append(helper.make_node("Softmax", [last], ["probabilities"], axis=1))
+        last = "probabilities"
+    graph = helper.make_graph(
+        nodes,
+        "dense",
+        [helper.make_tensor_value_info("X", TensorProto.FLOAT, [rows, widths[0]])],
+        [helper.make_tensor_value_info(last, TensorProto.FLOAT, [rows, widths[-1]])],
+        weights,
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(made)
+    return bytes(made.SerializeToString())
