@@ -1,7 +1,8 @@
 """A small ticket service: what the example pipelines act on, and what the tests count effects in.
 
 Invariants: what is answered with 201 is stored; an ``Idempotency-Key`` stands for one body: the same again gets the
-first answer again, another body gets 409; a refusal stores nothing and depends on the body only; DELETE may be repeated.
+first answer again, another body gets 409; a refusal stores nothing and depends on the body only; DELETE may be
+repeated.
 
     python include/services/tickets.py --port 8099 --db /tmp/tickets.db --refuse-every 7
 
@@ -141,68 +142,87 @@ class Transaction:
         self._db.execute("ROLLBACK" if kind else "COMMIT")
 
 
-def make_app(desk: Desk, rules: Rules, delay_s: float = 0.0) -> web.Application:
-    """Return the service; the caller closes the desk."""
+@dataclass(frozen=True)
+class Service:
+    """Answer requests from a desk; nothing is awaited between looking a key up and storing under it."""
 
-    async def post(request: web.Request) -> web.Response:
+    desk: Desk
+    rules: Rules
+    delay_s: float = 0.0
+
+    async def post(self, request: web.Request) -> web.Response:
+        """Store a ticket or page, once per key."""
         kind, key, content = (
             request.match_info["kind"],
             request.headers.get("Idempotency-Key", ""),
             await request.read(),
         )
-        await asyncio.sleep(delay_s)
+        await asyncio.sleep(self.delay_s)
         asked = f"POST {kind} {hashlib.sha256(content).hexdigest()}"
-        known = desk.known(key, asked)
-        if known:
-            return web.json_response(known[1], status=known[0])
+        return answer(*(self.desk.known(key, asked) or self._add(kind, key, asked, content)))
+
+    async def delete(self, request: web.Request) -> web.Response:
+        """Delete a ticket or page."""
+        kind, name, key = (
+            request.match_info["kind"],
+            request.match_info["id"],
+            request.headers.get("Idempotency-Key", ""),
+        )
+        asked = f"DELETE {kind} {name}"
+        return answer(*(self.desk.known(key, asked) or self.desk.delete(kind, name, key, asked)))
+
+    async def get(self, request: web.Request) -> web.Response:
+        """Show one."""
+        return answer(*self.desk.get(request.match_info["kind"], request.match_info["id"]))
+
+    async def every(self, request: web.Request) -> web.Response:
+        """Show all."""
+        return answer(200, self.desk.all(request.match_info["kind"]))
+
+    async def effects(self, _: web.Request) -> web.Response:
+        """Show how often something was done, per key."""
+        return answer(200, self.desk.effects())
+
+    async def health(self, _: web.Request) -> web.Response:
+        """Say that the service is up."""
+        return answer(200, {"status": "up"})
+
+    def _add(self, kind: str, key: str, asked: str, content: bytes) -> tuple[int, dict[str, Any]]:
         try:
             body = json.loads(content)
         except ValueError:
             body = None
         if not isinstance(body, dict):
-            return web.json_response({"error": "the body is not a JSON object"}, status=400)
-        reason = rules.reason(body) if kind == "pages" else ""
-        if reason:
-            return web.json_response({"error": reason}, status=422)
-        status, thing = desk.add(kind, body, key, asked)
-        return web.json_response(thing, status=status)
+            return 400, {"error": "the body is not a JSON object"}
+        reason = self.rules.reason(body) if kind == "pages" else ""
+        return (422, {"error": reason}) if reason else self.desk.add(kind, body, key, asked)
 
-    async def delete(request: web.Request) -> web.Response:
-        kind, name, key = *_names(request), request.headers.get("Idempotency-Key", "")
-        asked = f"DELETE {kind} {name}"
-        status, answer = desk.known(key, asked) or desk.delete(kind, name, key, asked)
-        return web.json_response(answer, status=status)
 
-    async def get(request: web.Request) -> web.Response:
-        status, thing = desk.get(*_names(request))
-        return web.json_response(thing, status=status)
+def make_app(service: Service) -> web.Application:
+    """Return the service as an application that closes its desk in the end."""
 
-    async def every(request: web.Request) -> web.Response:
-        return web.json_response(desk.all(request.match_info["kind"]))
-
-    async def effects(_: web.Request) -> web.Response:
-        return web.json_response(desk.effects())
-
-    async def health(_: web.Request) -> web.Response:
-        return web.json_response({"status": "up"})
+    async def close(_: web.Application) -> None:
+        service.desk.close()
 
     app = web.Application()
-    app.router.add_get("/health", health)
-    app.router.add_get("/effects", effects)
-    app.router.add_get("/{kind:tickets|pages}", every)
-    app.router.add_post("/{kind:tickets|pages}", post)
-    app.router.add_get("/{kind:tickets|pages}/{id}", get)
-    app.router.add_delete("/{kind:tickets|pages}/{id}", delete)
+    app.router.add_get("/health", service.health)
+    app.router.add_get("/effects", service.effects)
+    app.router.add_get("/{kind:tickets|pages}", service.every)
+    app.router.add_post("/{kind:tickets|pages}", service.post)
+    app.router.add_get("/{kind:tickets|pages}/{id}", service.get)
+    app.router.add_delete("/{kind:tickets|pages}/{id}", service.delete)
+    app.on_cleanup.append(close)
     return app
+
+
+def answer(status: int, value: Any) -> web.Response:
+    """Return a JSON answer."""
+    return web.json_response(value, status=status)
 
 
 def dump(value: Any) -> str:
     """Return the JSON text that is stored."""
     return json.dumps(value, ensure_ascii=False, sort_keys=True)
-
-
-def _names(request: web.Request) -> tuple[str, str]:
-    return request.match_info["kind"], request.match_info["id"]
 
 
 def main() -> None:
@@ -217,14 +237,9 @@ def main() -> None:
     parser.add_argument("--refuse-when", action="append", default=[], metavar="FIELD=VALUE", help="refuse such pages")
     parser.add_argument("--delay-ms", type=float, default=0.0, help="wait before each POST is looked at")
     options = parser.parse_args()
-    desk = Desk(options.db)
-    app = make_app(desk, Rules(options.refuse_every, tuple(options.refuse_when)), options.delay_ms / 1000)
-
-    async def close(_: web.Application) -> None:
-        desk.close()
-
-    app.on_cleanup.append(close)
-    web.run_app(app, host=options.host, port=options.port, access_log=None, handle_signals=True)
+    rules = Rules(options.refuse_every, tuple(options.refuse_when))
+    app = make_app(Service(Desk(options.db), rules, options.delay_ms / 1000))
+    web.run_app(app, host=options.host, port=options.port, access_log=None)
 
 
 if __name__ == "__main__":
