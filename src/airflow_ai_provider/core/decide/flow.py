@@ -39,11 +39,7 @@ def decide(
     :raises SpecError: the policy does not fit the rows; a retry does not help.
     """
     scored = store.manifest(predictions)
-    if scored.kind != PREDICTIONS:
-        raise SpecError(
-            f"batch {predictions.batch_id} holds {scored.kind}, not predictions. Give the infer task's output.",
-            faults=[("predictions", f"is a batch of {scored.kind}")],
-        )
+    _check_kind(scored)
     source = BatchRef.from_dict(scored.facts["input"])
     batch = store.manifest(source)
     calibration = Calibration.from_dict((scored.facts["pin"].get("metadata") or {}).get("calibration"))
@@ -115,6 +111,14 @@ def _split(routed: pa.Table) -> Iterator[tuple[str, pa.Table]]:
         table = routed.filter(pc.equal(routed["route"], name))
         if table.num_rows:
             yield name, table
+
+
+def _check_kind(scored: Manifest) -> None:
+    if scored.kind != PREDICTIONS:
+        raise SpecError(
+            f"batch {scored.batch_id} holds {scored.kind}, not predictions. Give the infer task's output.",
+            faults=[("predictions", f"is a batch of {scored.kind}")],
+        )
 
 
 def _check_counts(scored: Manifest, routed: int, failed: int) -> None:
