@@ -43,7 +43,7 @@ class Undo:
             return value
         calls = {str(method).upper(): path for method, path in value.items()} if isinstance(value, Mapping) else {}
         if set(calls) == {"METHOD", "ENDPOINT"}:
-            return cls(calls["METHOD"], calls["ENDPOINT"])
+            return cls(calls["METHOD"].upper(), calls["ENDPOINT"])
         if len(calls) != 1:
             raise _fault("undo", f"{value!r} is not one call; write {{'delete': '/tickets/{{id}}'}}")
         return cls(*next(iter(calls.items())))
