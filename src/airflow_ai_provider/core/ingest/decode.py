@@ -69,7 +69,7 @@ class RowDecoder:
         block = rows.decode(payloads)
         if block.kept:
             self._rows = rows
-        kept = table if len(block.kept) == table.num_rows else table.take(block.kept)
+        kept = table if len(block.kept) == table.num_rows else table.take(pa.array(block.kept, pa.int64()))
         accepted = pa.table(
             {
                 ROW_ID: kept[ROW_ID],

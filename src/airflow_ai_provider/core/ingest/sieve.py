@@ -62,7 +62,7 @@ class Sieve:
         reasons = verdict.rejected[REASONS].to_pylist()
         invalid = quarantine(verdict.rejected.drop_columns([REASONS]), "validate", reasons)
         rejected = [t for t in (decoded.rejected, invalid) if t.num_rows]
-        return verdict.accepted, pa.concat_tables(rejected) if rejected else decoded.rejected
+        return verdict.accepted, _in_order(pa.concat_tables(rejected), block) if rejected else decoded.rejected
 
     def judge(self) -> Mapping[str, Sequence[str]]:
         """Ask the whole-batch rules, once, after the last block.
@@ -76,6 +76,12 @@ class Sieve:
         self.failures = merge_texts(self.failures, judgement.failures)
         self.warnings.update(judgement.warnings)
         return judgement.reasons
+
+
+def _in_order(rows: pa.Table, block: pa.Table) -> pa.Table:
+    """Return rows in the order in which the block has them."""
+    ids = block[ROW_ID].combine_chunks()
+    return rows.take(pc.sort_indices(pc.index_in(rows[ROW_ID], ids)))
 
 
 def reject_more(

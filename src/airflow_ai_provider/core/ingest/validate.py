@@ -200,6 +200,11 @@ class GxValidator:
 
     def _find(self, table: pa.Table, rules: Sequence[_Bound]) -> dict[int, _Finding]:
         authors = table.select([n for n in table.column_names if is_column(n)])
+        if authors.num_rows == 0:  # no row has shown the columns, which are no less there for that
+            lacking = dict.fromkeys(c for b in rules for c in b.rule.columns if c not in authors.column_names)
+            authors = pa.table(
+                {**{n: authors[n] for n in authors.column_names}, **{c: pa.nulls(0, pa.float64()) for c in lacking}}
+            )
         apart = [b for b in rules if b.rule.type in _COMPARES and _some_null(authors, b.rule.columns)]
         together = [b for b in rules if b not in apart]
         findings = self._ask(authors, together) if together else {}
@@ -307,7 +312,7 @@ def _frame(table: pa.Table) -> _Frame:
     columns = {}
     for name in table.column_names:
         column = table[name]
-        if column.null_count == len(column):
+        if column.null_count == len(column) > 0:
             column = pa.nulls(len(column))
         elif pa.types.is_timestamp(column.type) and column.type.tz:
             column = column.cast(pa.timestamp(column.type.unit))

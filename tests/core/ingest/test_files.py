@@ -1,0 +1,245 @@
+"""Files: each format's rows, what is at fault in them, and files that were taken or have changed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from airflow_ai_provider.core.batch import ACCEPTED, QUARANTINE
+from airflow_ai_provider.core.ingest.contract import AcceptAll
+from airflow_ai_provider.core.ingest.files import FileReader
+from airflow_ai_provider.core.ingest.flow import IngestRun, ingest
+from airflow_ai_provider.core.store import Store
+from airflow_ai_provider.errors import SourceError, SourceUnavailableError, SpecError
+from airflow_ai_provider.testing import MemoryLedger, RuleValidator
+
+PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 20
+
+
+def land(reader: FileReader, root: Path, **schema: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    store = Store(str(root / "store"))
+    rules = RuleValidator(schema=schema) if schema else AcceptAll()
+    ref = ingest(reader, rules, store, MemoryLedger(), IngestRun("p", "r", "k"))
+    accepted, rejected = ([r for t in store.read(ref, name) for r in t.to_pylist()] for name in (ACCEPTED, QUARANTINE))
+    assert ref.counts["read"] == len(accepted) + len(rejected)
+    return accepted, rejected
+
+
+def write(folder: Path, **files: bytes) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name, data in files.items():
+        (folder / name.replace("_dot_", ".")).write_bytes(data)
+    return folder
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    folder = write(
+        tmp_path / "in", b_dot_jsonl=b'{"a":3}', a_dot_jsonl=b'{"a":1}\r\n\n{"a":2\n\xff\n{"a":"\\u2028"}\n{"a":4}\n'
+    )
+    accepted, rejected = land(FileReader(str(folder)), tmp_path, a="int64")
+    assert [(r["_file"], r["_row"], r["a"]) for r in accepted] == [
+        ("a.jsonl", 0, 1),
+        ("a.jsonl", 5, 4),
+        ("b.jsonl", 0, 3),
+    ]
+    assert [r["_payload"] for r in rejected] == [b'{"a":2', b"\xff", b'{"a":"\\u2028"}']
+    ids = [r["_row_id"] for r in accepted + rejected]
+    assert len(set(ids)) == 6
+    assert accepted[0]["_row_id"].startswith("a.jsonl~")
+    assert accepted[0]["_row_id"].endswith("/0")
+
+
+def test_csv(tmp_path: Path) -> None:
+    folder = write(
+        tmp_path / "in",
+        a_dot_csv=b'\xef\xbb\xbfid,name,x\r\n1,"two\nlines, one cell",1.5\r\n\r\n2,,2\n3,x\n"4"4,x,1\n5,\xff,1\n'
+        b'x,y,1\n6,"open,1\n7,z,1\n',
+    )
+    accepted, rejected = land(FileReader(str(folder / "a.csv"), key="id"), tmp_path, id="int64")
+    assert [(r["_row"], r["id"], r["name"], r["x"]) for r in accepted] == [
+        (0, 1, "two\nlines, one cell", 1.5),
+        (2, 2, None, 2.0),
+    ]
+    told = {r["_row"]: (r["_reasons"][0].partition(":")[0], r["_payload"]) for r in rejected}
+    assert told == {
+        3: ("broken_csv", b"3,x"),
+        4: ("broken_csv", b'"4"4,x,1'),
+        5: ("broken_csv", b"5,\xff,1"),
+        6: ("wrong_type", b'{"id":"x","name":"y","x":"1"}'),
+        7: ("broken_csv", b'6,"open,1\n7,z,1'),
+    }
+
+
+@pytest.mark.parametrize("header", [b"a,a\n1,2\n", b"a,\n1,2\n", b"\xff\n1\n", b'"a\n'])
+def test_a_header_that_is_none_is_an_error(tmp_path: Path, header: bytes) -> None:
+    folder = write(tmp_path / "in", a_dot_csv=header)
+    with pytest.raises(SourceError, match=r"a\.csv: its first line cannot be the header"):
+        land(FileReader(str(folder)), tmp_path)
+
+
+def test_parquet(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    table = pa.table(
+        {"a": pa.array([1, None], pa.int32()), "s": pa.array(["x", "y"]).dictionary_encode(), "_row_id": ["p", "q"]}
+    )
+    pq.write_table(table, folder / "a.parquet")
+    (folder / "b.parquet").write_bytes(b"PAR1 is not all it takes PAR1")
+    pq.write_table(pa.table({"a": ["no", None], "more": [1, 2]}), folder / "c.parquet")
+    accepted, rejected = land(FileReader(str(folder)), tmp_path)
+    assert [(r["_file"], r["a"], r["s"], r["_extra"]) for r in accepted] == [
+        ("a.parquet", 1, "x", '{"_row_id":"p"}'),
+        ("a.parquet", None, "y", '{"_row_id":"q"}'),
+        ("c.parquet", None, None, '{"more":2}'),
+    ]
+    assert [(r["_file"], r["_reasons"][0].partition(":")[0]) for r in rejected] == [
+        ("b.parquet", "broken_parquet"),
+        ("c.parquet", "wrong_type"),
+    ]
+    assert rejected[1]["_payload"] == b'{"a":"no","more":1}'
+
+
+def test_a_corrupt_row_group_is_one_row_at_fault(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    pq.write_table(pa.table({"a": list(range(1000))}), folder / "a.parquet", row_group_size=500, compression="zstd")
+    data = bytearray((folder / "a.parquet").read_bytes())
+    data[20:200] = b"\xff" * 180
+    (folder / "a.parquet").write_bytes(data)
+    accepted, rejected = land(FileReader(str(folder)), tmp_path)
+    assert [r["_row"] for r in accepted] == list(range(500, 1000))
+    assert [r["a"] for r in accepted] == list(range(500, 1000))
+    assert "row group 0, 500 rows" in rejected[0]["_reasons"][0]
+
+
+def test_images(tmp_path: Path) -> None:
+    folder = write(
+        tmp_path / "in", a_dot_png=PNG, b_dot_jpg=b"\xff\xd8\xff" + b"1" * 9, c_dot_png=b"not an image", d_dot_webp=b""
+    )
+    accepted, rejected = land(FileReader(str(folder)), tmp_path)
+    assert [(r["path"], r["bytes"], r["size"], r["format"]) for r in accepted] == [
+        ("a.png", PNG, 28, "png"),
+        ("b.jpg", b"\xff\xd8\xff111111111", 12, "jpeg"),
+    ]
+    assert [(r["_payload"], r["_reasons"][0].partition(":")[0]) for r in rejected] == [
+        (b"not an image", "broken_image"),
+        (b"", "broken_image"),
+    ]
+    rules = RuleValidator(lambda row: "out_of_range: size" if row["size"] > 20 else None)
+    store = Store(str(tmp_path / "other"))
+    ref = ingest(FileReader(str(folder)), rules, store, MemoryLedger(), IngestRun("p", "r", "k"))
+    assert store.manifest(ref).facts["reasons"] == {"broken_image": 2, "out_of_range": 1}
+    payloads = [p for t in store.read(ref, QUARANTINE) for p in t["_payload"].to_pylist()]
+    assert PNG in payloads, "a rejected image keeps its bytes"
+
+
+def test_a_file_is_taken_once_and_other_bytes_under_its_path_are_an_error(tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", a_dot_jsonl=b'{"a":1}\n')
+    store, ledger = Store(str(tmp_path / "store")), MemoryLedger()
+    pattern = str(folder / "*.jsonl")
+    assert ingest(FileReader(pattern), AcceptAll(), store, ledger, IngestRun("p", "1", "1")).counts["read"] == 1
+    assert ingest(FileReader(pattern), AcceptAll(), store, ledger, IngestRun("p", "2", "2")).counts["read"] == 0
+    write(folder, b_dot_jsonl=b'{"a":2}\n{"a":3}')
+    assert ingest(FileReader(pattern), AcceptAll(), store, ledger, IngestRun("p", "3", "3")).counts["read"] == 2
+    write(folder, a_dot_jsonl=b'{"a":9}\n')
+    with pytest.raises(SourceError, match=r"a\.jsonl .* was taken before with other bytes") as caught:
+        ingest(FileReader(pattern), AcceptAll(), store, ledger, IngestRun("p", "4", "4"))
+    assert caught.value.taken != caught.value.found
+
+
+def test_row_limit_takes_whole_files_and_at_least_one(tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", a_dot_jsonl=b"{}\n" * 5, b_dot_jsonl=b"{}\n" * 2, c_dot_jsonl=b"{}")
+    for limit, files in (
+        (1, ["a.jsonl"]),
+        (6, ["a.jsonl"]),
+        (7, ["a.jsonl", "b.jsonl"]),
+        (8, ["a.jsonl", "b.jsonl", "c.jsonl"]),
+    ):
+        span = FileReader(str(folder)).plan({}, {}, None, limit)
+        assert [s.partition for s in span.slices] == files
+    assert span.facts == {"rows": 8}
+
+
+@pytest.mark.parametrize("change", ["changed", "gone"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet", "a.png"])
+def test_a_file_that_changed_since_it_was_planned_lands_nothing(tmp_path: Path, name: str, change: str) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    if name.endswith("parquet"):
+        pq.write_table(pa.table({"a": [1]}), folder / name)
+    else:
+        (folder / name).write_bytes(PNG if name.endswith("png") else b'"a"\n1\n')
+    reader = FileReader(str(folder))
+    span = reader.plan({}, {}, None, None)
+    if change == "gone":
+        (folder / name).unlink()
+    elif name.endswith("parquet"):
+        pq.write_table(pa.table({"a": [2]}), folder / name)
+    else:
+        (folder / name).write_bytes((folder / name).read_bytes() + b"1\n")
+    with pytest.raises(SourceError, match="any more" if change == "gone" else "has changed since it was planned"):
+        list(reader.read(span))
+
+
+def test_where_files_are_looked_for(tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", a_dot_jsonl=b"{}", _SUCCESS=b"", _dot_hidden_dot_jsonl=b"{}")
+    (folder / "deep").mkdir()
+    (folder / "deep" / "b.jsonl").write_bytes(b"{}")
+    paths = {
+        str(folder): ["a.jsonl", "deep/b.jsonl"],
+        str(folder / "*.jsonl"): ["a.jsonl"],
+        str(folder / "a.jsonl"): ["a.jsonl"],
+        f"file://{folder}": ["a.jsonl", "deep/b.jsonl"],
+        f"file://{tmp_path}/*/deep/*.jsonl": ["in/deep/b.jsonl"],
+    }
+    for path, files in paths.items():
+        reader = FileReader(path)
+        span = reader.plan({}, {}, None, None)
+        assert [s.partition for s in span.slices] == files, path
+        assert sum(t.num_rows for t in reader.read(span)) == len(files)
+    assert FileReader(str(folder)).name == "files:in"
+    assert FileReader(str(folder / "a.jsonl")).name == "files:a"
+    assert FileReader(str(folder / "*.jsonl")).name == "files:in"
+    assert FileReader(str(folder), name="digits").name == "files:digits"
+    with pytest.raises(SourceError, match="no file or folder"):
+        FileReader(str(tmp_path / "nowhere")).plan({}, {}, None, None)
+    assert FileReader(str(folder / "*.csv")).plan({}, {}, None, None).is_empty
+
+
+def test_any_uri_that_fsspec_opens(tmp_path: Path) -> None:
+    files = fsspec.filesystem("memory")
+    files.pipe_file("/bucket-of-test/in/a.csv", b"a,b\n1,x\n")
+    accepted, _ = land(FileReader("memory://bucket-of-test/in"), tmp_path)
+    assert [(r["_file"], r["a"], r["b"]) for r in accepted] == [("a.csv", 1, "x")]
+
+
+def test_formats_by_suffix_and_by_name(tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", a_dot_jsonl=b'{"a":1}', b_dot_csv=b"a\n1\n")
+    with pytest.raises(SpecError, match=r"\['csv', 'jsonl'\].*pattern"):
+        FileReader(str(folder)).plan({}, {}, None, None)
+    named = write(tmp_path / "named", rows_dot_txt=b'{"a":1}')
+    with pytest.raises(SpecError, match="'txt'"):
+        FileReader(str(named)).plan({}, {}, None, None)
+    accepted, _ = land(FileReader(str(named), "jsonl"), tmp_path)
+    assert accepted[0]["a"] == 1
+
+
+def test_a_file_system_that_fails_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write(tmp_path / "in", a_dot_jsonl=b"{}")
+    reader = FileReader(str(folder))
+    span = reader.plan({}, {}, None, None)
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise OSError(5, os.strerror(5))
+
+    monkeypatch.setattr(reader._fs, "open", fail)
+    with pytest.raises(SourceUnavailableError, match="Input/output error"):
+        list(reader.read(span))
+    with pytest.raises(SourceUnavailableError, match="Input/output error"):
+        reader.plan({}, {}, None, None)
