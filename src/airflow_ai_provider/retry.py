@@ -14,12 +14,12 @@ _ERRORS = "airflow_ai_provider.errors"
 RETRY_POLICY = ExceptionRetryPolicy(
     rules=[
         RetryRule(
-            exception=[f"{_ERRORS}.TerminalError", f"{_ERRORS}.CompensationError"],
+            exception=f"{_ERRORS}.TerminalError",
             action=RetryAction.FAIL,
             reason="the same input fails again",
         ),
         RetryRule(
-            exception=[f"{_ERRORS}.TransientError", f"{_ERRORS}.UnknownOutcomeError"],
+            exception=[f"{_ERRORS}.{name}" for name in ("TransientError", "UnknownOutcomeError", "CompensationError")],
             action=RetryAction.RETRY,
             reason="another try may pass",
         ),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
+from airflow_ai_provider.errors import SagaFailedError
 from airflow_ai_provider.retry import RETRY_POLICY
 from airflow_ai_provider.run import find_file, run_of
 
@@ -108,17 +109,18 @@ class ApiActionOperator(BaseOperator):
 class CompensateOperator(BaseOperator):
     """Undo, in reverse, what the run's actions did for subjects whose steps did not all succeed.
 
-    Runs at the end of every run, whatever happened before (a teardown: it does not decide whether the run succeeded,
-    unless an undo fails), and does nothing when all steps are done. Each undo is keyed like an action, so running it
-    again undoes nothing twice; an undo that fails is parked in the ledger for a person and fails the task.
+    Runs at the end of every run, whatever happened before (a teardown), and does nothing when all steps are done. Each
+    undo is keyed like an action, so running it again undoes nothing twice; an undo that fails is parked in the ledger
+    for a person. As the run's last task it passes a failed step on: it then fails too, when all is undone.
 
     :param actions: the outcomes of the actions to watch over (their outputs). Templated.
     :param scope: ``row`` undoes subjects of which a step was refused, is unknown or is missing because its task failed;
         ``run`` undoes all subjects of the run as soon as one step failed.
     :param api_conn_id: connection of the API.
     :param ledger_conn_id: connection of the ledger.
-    :return: counts of ``compensated``, ``kept``, ``parked`` (XCom).
+    :return: counts of ``compensated``, ``kept``, ``parked`` (XCom), also when the task fails for another's failure.
     :raises CompensationError: some undo failed; a retry tries it again.
+    :raises SagaFailedError: a step failed, and what it left half done is undone; a retry does not help.
     """
 
     template_fields: Sequence[str] = ("actions", "scope")
@@ -150,7 +152,7 @@ class CompensateOperator(BaseOperator):
         upstream = self.get_flat_relatives(upstream=True)
         states = ti.get_task_states(dag_id=ti.dag_id, task_ids=[t.task_id for t in upstream], run_ids=[run.run_id])
         failed = sorted(t.partition(".")[0] for t, s in states.get(run.run_id, {}).items() if s in _FAILED)
-        return compensate(
+        counts = compensate(
             LedgerHook(self.ledger_conn_id).get_ledger(),
             ApiHook(self.api_conn_id).get_sender(),
             pipeline=run.pipeline,
@@ -159,3 +161,15 @@ class CompensateOperator(BaseOperator):
             failed=failed,
             scope=self.scope,
         )
+        if failed:
+            # The only leaf that Airflow judges the run by: without this, a failed step would end in a green run.
+            ti.xcom_push(key="return_value", value=counts)
+            raise SagaFailedError(_told(failed, counts), failed=failed, counts=counts)
+        return counts
+
+
+def _told(failed: Sequence[str], counts: Mapping[str, int]) -> str:
+    return (
+        f"{', '.join(failed)} failed, so the run fails. The undo is complete: {counts['compensated']} effects undone, "
+        f"{counts['kept']} kept. Mend what failed (see its log), then clear it; what is done is not done again."
+    )
