@@ -4,7 +4,7 @@ Invariants: a batch exists when its ``manifest.json`` exists, and then all its b
 again writes the same bytes; a reader gets the bytes that the manifest names or an error.
 
 Layout: ``<root>/<pipeline>/<kind>/<batch_id>/{manifest.json, <table>/<number>.parquet}``; a part being written lies
-at ``<part>.aside`` and moves to its name when it is whole.
+at ``<part>.<any>.aside`` and moves to its name when it is whole.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
@@ -47,7 +48,7 @@ class Store:
         data = self.read_bytes(f"{folder}/{MANIFEST}")
         if data is None:
             return None
-        return _ref(Manifest.from_dict(json.loads(data)), f"{self.root}/{folder}", data)
+        return _ref(_manifest(data, f"{self.root}/{folder}"), f"{self.root}/{folder}", data)
 
     def manifest(self, ref: BatchRef) -> Manifest:
         """Open a batch's manifest.
@@ -63,7 +64,7 @@ class Store:
                 uri=ref.uri,
                 expected=ref.digest,
             )
-        return Manifest.from_dict(json.loads(data))
+        return _manifest(data, ref.uri)
 
     def read_part(self, ref: BatchRef, part: Part, columns: list[str] | None = None) -> pa.Table:
         """Read one part, checked against its digest.
@@ -117,8 +118,11 @@ class Store:
         target = f"{self._path}/{path}"
         try:
             self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
-            self._fs.pipe_file(f"{target}.aside", data)
-            self._fs.mv(f"{target}.aside", target)
+            # A name of its own: a killed task's zombie and its successor write the same part, and one of them
+            # would move the other's half-written bytes into place.
+            aside = f"{target}.{uuid.uuid4().hex[:12]}.aside"
+            self._fs.pipe_file(aside, data)
+            self._fs.mv(aside, target)
         except OSError as error:
             raise SourceUnavailableError(
                 f"the store at {self.root} did not take {path} ({len(data)} bytes): {error}. "
@@ -182,6 +186,15 @@ class BatchWriter:
         data = canonical_json(manifest.to_dict())
         self._store.write_bytes(f"{self.folder}/{MANIFEST}", data)
         return _ref(manifest, f"{self._store.root}/{self.folder}", data)
+
+
+def _manifest(data: bytes, uri: str) -> Manifest:
+    try:
+        return Manifest.from_dict(json.loads(data))
+    except ValueError as error:
+        raise CorruptBatchError(
+            f"the manifest at {uri} is no JSON: {error}. Clear the task that wrote it to write it again.", uri=uri
+        ) from error
 
 
 def _ref(manifest: Manifest, uri: str, data: bytes) -> BatchRef:
