@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -53,7 +54,7 @@ def share_or_count(limit: float | str | None) -> float | int | None:
         value = -1.0
     if 0 <= value < 1 or (text.endswith("%") and value == 1):
         return value if value < 1 else None
-    if value >= 1 and value == int(value) and not text.endswith("%"):
+    if value >= 1 and value.is_integer() and not text.endswith("%"):
         return int(value)
     raise SpecError(
         f"limit {limit!r} is neither a share nor a count: write 0.2 or '20%' for a share, 50 for a count.",
@@ -212,10 +213,9 @@ class Manifest:
 
         :raises CorruptBatchError: when it was written by a newer version or is not a manifest.
         """
-        _demand_version(data, "manifest")
-        return cls(
-            data["kind"], data["batch_id"], tuple(Part(**p) for p in data["parts"]), data["counts"], data["facts"]
-        )
+        with _reading(data, "manifest"):
+            parts = tuple(Part(**p) for p in data["parts"])
+            return cls(data["kind"], data["batch_id"], parts, data["counts"], data["facts"])
 
 
 # kind → (total, what it is the sum of); the promise "every row is accounted for".
@@ -271,10 +271,9 @@ class BatchRef:
 
         :raises CorruptBatchError: when it was written by a newer version, or is not a batch reference.
         """
-        _demand_version(data, "batch reference")
-        return cls(
-            data["kind"], data["batch_id"], data["uri"], data["digest"], data["counts"], tuple(data.get("tables") or ())
-        )
+        with _reading(data, "batch reference"):
+            tables = tuple(data.get("tables") or ())
+            return cls(data["kind"], data["batch_id"], data["uri"], data["digest"], data["counts"], tables)
 
 
 @dataclass(frozen=True)
@@ -313,11 +312,13 @@ class Pin:
 
         :raises CorruptBatchError: when it was written by a newer version, or is not a pin.
         """
-        _demand_version(data, "pin")
-        return cls(**dict(data))
+        with _reading(data, "pin"):
+            return cls(**dict(data))
 
 
-def _demand_version(data: Mapping[str, Any], what: str) -> None:
+@contextmanager
+def _reading(data: Mapping[str, Any], what: str) -> Iterator[None]:
+    """Demand the version that this release reads, and say what a malformed value is meant to be."""
     found = data.get("schema_version") if isinstance(data, Mapping) else None
     if found != SCHEMA_VERSION:
         raise CorruptBatchError(
@@ -325,3 +326,10 @@ def _demand_version(data: Mapping[str, Any], what: str) -> None:
             "Run the task with the provider version that wrote it, or clear the upstream task to write it again.",
             found=found,
         )
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CorruptBatchError(
+            f"this is no {what}: {type(error).__name__} {error} in one with the fields {sorted(map(str, data))}. "
+            "Clear the upstream task to write it again."
+        ) from error
