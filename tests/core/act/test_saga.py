@@ -243,12 +243,23 @@ def test_many_failed_undos_are_all_named_as_facts(world: World) -> None:
     assert len(caught.value.keys) == len(caught.value.exceptions) == 15
 
 
-def test_after_the_undo_acting_again_says_so(world: World) -> None:
+def test_after_the_undo_a_later_run_says_so(world: World) -> None:
     run_both(world, "b")
     world.compensate(steps=STEPS, failed=["page"])
     with pytest.raises(SagaFailedError, match="compensated: this effect was done and undone"):
-        world.act([world.rows(SUBJECTS)])
+        world.act([world.rows(SUBJECTS)], run_id="r2")
     assert set(world.receiver.effects.values()) == {1}
+
+
+def test_a_clear_after_the_undo_changes_no_byte_and_sends_nothing(world: World) -> None:
+    rows = world.rows(SUBJECTS)
+    first = world.act([rows])
+    assert world.compensate(steps=STEPS, failed=["page"])["compensated"] == len(SUBJECTS)
+    before, sent = world.ledger.entries("p"), len(world.receiver.requests)
+    assert world.act([rows]) == first
+    assert world.compensate(steps=STEPS, failed=["page"])["compensated"] == 0
+    assert world.ledger.entries("p") == before
+    assert len(world.receiver.requests) == sent
 
 
 def test_scopes_are_two(world: World) -> None:

@@ -39,6 +39,11 @@ CONFLICT = Settled(
     "refused", reason="conflict: this key is in the ledger with another payload; undo the first or rename the action"
 )
 
+_UNDONE = {
+    "compensated": "compensated: this effect was done and undone; rename the action to do it anew",
+    "parked": "parked: this effect was done, its undo failed and waits for a person",
+}
+
 
 @dataclass(frozen=True)
 class Courier:
@@ -65,7 +70,8 @@ class Courier:
         entries, settled = self._reserve(effects)
         wanted = {e.intent.key: e.request for e in effects}
         todo = {key: wanted[key] for key, entry in entries.items() if self._is_due(entry)}
-        settled |= {key: _known(entry) for key, entry in entries.items() if key not in todo}
+        runs = {e.intent.key: e.intent.run_id for e in effects}
+        settled |= {k: self._known(entry, runs[k]) for k, entry in entries.items() if k not in todo}
         may_be_done = {key for key in todo if entries[key].state in ("sent", "unknown")}
         for pause_s in (*PAUSES_S, None):
             if not todo:
@@ -101,6 +107,17 @@ class Courier:
         self.ledger.record([Outcome(line.key, "refused", {"status": 0, "reason": CONFLICT.reason}) for line in lines])
         return {i.key: CONFLICT for i in intents}
 
+    def _known(self, entry: Entry, run_id: str) -> Settled:
+        """Tell how an effect stands that is not sent."""
+        told = entry.outcome
+        status, receiver_id, reason = int(told.get("status", 0)), str(told.get("id", "")), str(told.get("reason", ""))
+        if entry.state in ("done", "refused"):
+            return Settled(entry.state, status, receiver_id, reason)
+        if entry.run_id == run_id and not self.resend_refused:
+            # A clear of the run that did and undid it: its outcomes keep their bytes, and the undo finds nothing to do.
+            return Settled("done", status, receiver_id)
+        return Settled("refused", status, receiver_id, _UNDONE[entry.state])
+
     def _is_due(self, entry: Entry) -> bool:
         return entry.state in ("reserved", "sent", "unknown") or (entry.state == "refused" and self.resend_refused)
 
@@ -124,15 +141,3 @@ def judge(answer: Answer, may_be_done: bool) -> Answer:
 def _settle(answer: Answer) -> Settled:
     receiver_id = str((answer.body or {}).get("id", ""))
     return Settled(answer.state, answer.status, receiver_id, answer.reason, is_news=True)
-
-
-def _known(entry: Entry) -> Settled:
-    told = entry.outcome
-    status, receiver_id, reason = int(told.get("status", 0)), str(told.get("id", "")), str(told.get("reason", ""))
-    if entry.state in ("done", "refused"):
-        return Settled(entry.state, status, receiver_id, reason)
-    why = {
-        "compensated": "compensated: this effect was done and undone; rename the action to do it anew",
-        "parked": "parked: this effect was done, its undo failed and waits for a person",
-    }
-    return Settled("refused", status, receiver_id, why[entry.state])
