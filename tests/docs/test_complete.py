@@ -95,13 +95,18 @@ def test_every_param_of_the_trigger_form_is_in_the_page() -> None:
 
 
 def test_every_error_is_in_operations_with_whether_it_is_retried() -> None:
+    from airflow.sdk import RetryAction
+
+    from airflow_ai_provider.retry import RETRY_POLICY
+
     rows = table_rows(DOCS / "operations.md")
     for name, kind in vars(errors).items():
         roots = {errors.AiProviderError, errors.TransientError, errors.TerminalError}
         if not (isinstance(kind, type) and issubclass(kind, errors.AiProviderError)) or kind in roots:
             continue
         assert name in rows, f"{name} is not in docs/operations.md"
-        retried = issubclass(kind, errors.TransientError | errors.UnknownOutcomeError)
+        raised = kind("m", [ValueError()]) if issubclass(kind, ExceptionGroup) else kind("m")
+        retried = RETRY_POLICY.evaluate(raised, 1, 4).action is not RetryAction.FAIL
         assert rows[name][0] == ("yes" if retried else "no"), name
 
 
