@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import functools
 import io
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pyarrow as pa
 import torch
-from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from skl2onnx import to_onnx
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
@@ -20,28 +17,10 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from airflow_ai_provider.core.batch import ROW_ID, Pin, digest_of
-from airflow_ai_provider.core.infer.cache import hash_files
+from airflow_ai_provider.core.batch import ROW_ID, Pin
+from tests.core.infer.dense import columns_signature, dense_onnx, fresh_folder, pin_folder, tensor_signature
 
-
-def pin_folder(folder: Path, flavor: str, signature: dict[str, Any], **metadata: Any) -> Pin:
-    """Pin what lies in a folder, as resolve_pin would."""
-    files = hash_files(folder)
-    return Pin(folder.name, "1", "", digest_of(files), files, flavor, signature, metadata)
-
-
-def columns_signature(names: list[str], optional: tuple[str, ...] = ()) -> dict[str, Any]:
-    return {"inputs": [{"type": "double", "name": n, "required": n not in optional} for n in names], "outputs": []}
-
-
-def tensor_signature(*shape: int, dtype: str = "float32") -> dict[str, Any]:
-    return {"inputs": [{"type": "tensor", "tensor-spec": {"dtype": dtype, "shape": [-1, *shape]}}], "outputs": []}
-
-
-def fresh_folder(name: str) -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="model-")) / name
-    folder.mkdir()
-    return folder
+__all__ = ["columns_signature", "dense_onnx", "fresh_folder", "pin_folder", "tensor_signature"]
 
 
 @functools.cache
@@ -128,31 +107,3 @@ def digit_torch() -> tuple[Pin, Path]:
     torch.export.save(program, folder / "data" / "model.pt2")
     classes = [f"digit {i}" for i in range(10)]
     return pin_folder(folder, "torch", tensor_signature(1, 8, 8), classes=classes), folder
-
-
-def dense_onnx(widths: list[int], *, softmax: bool = True, seed: int = 0, rows: int | str = "rows") -> bytes:
-    """ONNX of a dense net with random weights, the same for the same seed."""
-    random = np.random.default_rng(seed)
-    weights, nodes, last = [], [], "X"
-    for layer, (n, m) in enumerate(zip(widths, widths[1:], strict=False)):
-        matrix = (random.standard_normal((n, m)) / np.sqrt(n)).astype(np.float32)
-        weights += [numpy_helper.from_array(matrix, f"W{layer}")]
-        weights += [numpy_helper.from_array(random.standard_normal(m).astype(np.float32), f"b{layer}")]
-        nodes.append(helper.make_node("Gemm", [last, f"W{layer}", f"b{layer}"], [f"h{layer}"]))
-        last = f"h{layer}"
-        if layer < len(widths) - 2:
-            nodes.append(helper.make_node("Relu", [last], [f"r{layer}"]))
-            last = f"r{layer}"
-    if softmax:
-        nodes.append(helper.make_node("Softmax", [last], ["probabilities"], axis=1))
-        last = "probabilities"
-    graph = helper.make_graph(
-        nodes,
-        "dense",
-        [helper.make_tensor_value_info("X", TensorProto.FLOAT, [rows, widths[0]])],
-        [helper.make_tensor_value_info(last, TensorProto.FLOAT, [rows, widths[-1]])],
-        weights,
-    )
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.checker.check_model(made)
-    return bytes(made.SerializeToString())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -87,7 +88,9 @@ def test_a_failed_row_is_counted_and_keeps_its_place(store: Store) -> None:
     assert [line["error"] is None for line in first] == [False, False] + [True] * 98
 
 
-@pytest.mark.parametrize(("limit", "passes"), [(None, True), (2, True), (1, False), (0.02, True), (0.01, False), (0, False)])
+@pytest.mark.parametrize(
+    ("limit", "passes"), [(None, True), (2, True), (1, False), (0.02, True), (0.01, False), (0, False)]
+)
 def test_too_many_failed_rows_land_nothing(store: Store, limit: float | None, passes: bool) -> None:
     broken = rows(100).set_column(1, "x", pa.array([None, float("inf"), *[1.0] * 98]))
     batch = land(store, [broken])
@@ -262,14 +265,17 @@ def test_a_failure_of_the_model_stops_everything(store: Store) -> None:
 
 
 def test_a_failure_of_the_writer_surfaces(store: Store, batch: BatchRef) -> None:
-    folder = Path(predict(batch, store).uri)
-    (folder / "manifest.json").unlink()
-    (folder / "predictions/00001.parquet.done").unlink()
-    (folder / "predictions/00001.parquet.aside").mkdir()  # a folder where the file is to be written
-    with pytest.raises(SourceUnavailableError, match="did not take .*predictions/00001.parquet"):
-        predict(batch, store)
-    assert not (folder / "manifest.json").exists()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # as a full disk: the system takes no longer file
+    try:
+        with pytest.raises(SourceUnavailableError, match="did not take .*predictions/00000.parquet"):
+            predict(batch, store)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(Path(store.root).glob("p/predictions/*/manifest.json"))
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("infer")]
+    engine = ArithmeticEngine(["x", "y"])
+    assert predict(batch, store, engine).counts["predicted"] == len(engine.seen) == 5501
 
 
 def test_a_failure_of_the_reader_surfaces(store: Store) -> None:

@@ -27,13 +27,13 @@ import pyarrow as pa
 
 from airflow_ai_provider.core.batch import ACCEPTED, PREDICTIONS, ROW_ID, BatchRef, Part, Pin, digest_of, exceeds
 from airflow_ai_provider.core.infer.engine import Engine
+from airflow_ai_provider.core.infer.outcome import COLUMNS
 from airflow_ai_provider.core.infer.part import DonePart, PartShelf
 from airflow_ai_provider.core.infer.progress import Progress
 from airflow_ai_provider.core.store import Store
 from airflow_ai_provider.errors import BatchRejectedError, RowMismatchError, SpecError
 
 log = logging.getLogger(__name__)
-_COLUMNS = [ROW_ID, "prediction", "score", "probabilities", "error"]
 _CHUNK_ROWS, _CHUNK_BYTES = 16_384, 32 << 20
 
 
@@ -169,8 +169,8 @@ class _Job:
     def _account(self, rows: pa.Table, predicted: pa.Table) -> pa.Table:
         """Let nothing through but the very rows that went in."""
         fault = ""
-        if predicted.column_names != _COLUMNS:
-            fault = f"columns {predicted.column_names} instead of {_COLUMNS}"
+        if predicted.column_names != COLUMNS:
+            fault = f"columns {predicted.column_names} instead of {COLUMNS}"
         elif predicted.num_rows != rows.num_rows:
             fault = f"{predicted.num_rows} lines for {rows.num_rows} rows"
         elif not predicted[ROW_ID].equals(rows[ROW_ID]):

@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from airflow_ai_provider.core.batch import ROW_ID
 from airflow_ai_provider.errors import SignatureError
 
 Array = npt.NDArray[Any]
+COLUMNS = [ROW_ID, "prediction", "score", "probabilities", "error"]
 _PROBABILITIES = pa.list_(pa.float32())
 _NOT_FINITE = "model_output: the model returned a number that is not finite"
 
@@ -73,7 +75,7 @@ def settle_reading(run: Callable[[float], Sequence[Any]], metadata: Mapping[str,
     kind = "classes" if width > 1 or is_binary else ("number" if scores >= 0 and label < 0 else "labels")
     said = metadata.get("scores")
     is_logits = said == "logits" if said else not all(_add_up(t[scores], is_binary) for t in tries)
-    classes = pa.array(names) if names and kind == "classes" else None
+    classes = _names_array(names) if names and kind == "classes" else None
     return Reading(kind, scores, label, kind == "classes" and is_logits, is_binary, classes)
 
 
@@ -87,7 +89,7 @@ def predictions(row_ids: pa.ChunkedArray, outputs: Sequence[Any], errors: dict[i
     arrays = [np.asarray(output) for output in outputs]
     row_count = len(row_ids)
     if reading.kind == "labels":
-        return _table(row_ids, pa.array(arrays[reading.label]), None, None, errors)
+        return _table(row_ids, _labels(arrays[reading.label]), None, None, errors)
     scores = arrays[reading.scores]
     finite = np.isfinite(scores)
     if not finite.all():
@@ -95,7 +97,7 @@ def predictions(row_ids: pa.ChunkedArray, outputs: Sequence[Any], errors: dict[i
         errors = {row: _NOT_FINITE for row in np.flatnonzero(bad).tolist()} | errors
         scores = np.where(finite, scores, 0)
     if reading.kind == "number":
-        return _table(row_ids, pa.array(scores.reshape(row_count).astype(np.float64)), None, None, errors)
+        return _table(row_ids, _column(scores.reshape(row_count), np.float64), None, None, errors)
     probabilities = _probabilities(scores, reading)
     chosen, best = _best(probabilities)
     return _table(row_ids, _names(chosen, arrays, reading), best, probabilities, errors)
@@ -103,8 +105,8 @@ def predictions(row_ids: pa.ChunkedArray, outputs: Sequence[Any], errors: dict[i
 
 def _names(chosen: npt.NDArray[np.int32], arrays: Sequence[Array], reading: Reading) -> pa.Array:
     if reading.classes is not None:
-        return pa.DictionaryArray.from_arrays(pa.array(chosen), reading.classes)
-    return pa.array(arrays[reading.label] if reading.label >= 0 else chosen.astype(np.int64))
+        return pa.DictionaryArray.from_arrays(_column(chosen, np.int32), reading.classes)
+    return _labels(arrays[reading.label] if reading.label >= 0 else chosen)
 
 
 def _probabilities(scores: Array, reading: Reading) -> npt.NDArray[np.float32]:
@@ -144,26 +146,44 @@ def _table(
     errors: dict[int, str],
 ) -> pa.Table:
     row_count = len(row_ids)
-    failed: pa.Array | None = None
     reasons = pa.nulls(row_count, pa.string())
+    scores = pa.nulls(row_count, pa.float64()) if score is None else _column(score, np.float64)
+    lists = pa.nulls(row_count, _PROBABILITIES) if probabilities is None else _lists(probabilities)
     if errors:
-        texts = np.full(row_count, None, object)
-        texts[list(errors)] = list(errors.values())
+        texts = [errors.get(row) for row in range(row_count)]
         reasons = pa.array(texts, pa.string())
-        failed = pa.array(np.array([text is not None for text in texts], bool))
-        prediction = pa.compute.if_else(failed, pa.scalar(None, prediction.type), prediction)
-    mask = None if failed is None else failed.to_numpy(zero_copy_only=False)
-    scores = pa.nulls(row_count, pa.float64()) if score is None else pa.array(score.astype(np.float64), mask=mask)
-    lists = pa.nulls(row_count, _PROBABILITIES) if probabilities is None else _lists(probabilities, failed)
-    columns = {ROW_ID: row_ids, "prediction": prediction, "score": scores, "probabilities": lists, "error": reasons}
-    return pa.table(columns)
+        failed = pc.is_valid(reasons)
+        prediction, scores, lists = (
+            pc.if_else(failed, pa.scalar(None, column.type), column) for column in (prediction, scores, lists)
+        )
+    return pa.Table.from_arrays([row_ids, prediction, scores, lists, reasons], names=COLUMNS)
 
 
-def _lists(probabilities: npt.NDArray[np.float32], failed: pa.Array | None) -> pa.Array:
+# Arrays are made from their buffers where no row is at fault: pyarrow's own conversion imports pandas, which takes
+# longer than all the rest of a cold start.
+
+
+def _column(values: Array, dtype: type) -> pa.Array:
+    given: Array = np.ascontiguousarray(values, dtype)
+    return pa.Array.from_buffers(pa.from_numpy_dtype(given.dtype), len(given), [None, pa.py_buffer(given)])
+
+
+def _labels(values: Array) -> pa.Array:
+    return _column(values, np.int64) if values.dtype.kind in "iu" else pa.array(values)
+
+
+def _names_array(names: list[Any]) -> pa.Array:
+    if not all(isinstance(name, str) for name in names):
+        return pa.array(names)
+    texts = [name.encode() for name in names]
+    offsets = np.cumsum([0, *map(len, texts)], dtype=np.int32)
+    return pa.StringArray.from_buffers(len(texts), pa.py_buffer(offsets), pa.py_buffer(b"".join(texts)))
+
+
+def _lists(probabilities: npt.NDArray[np.float32]) -> pa.Array:
     row_count, width = probabilities.shape
-    offsets = pa.array(np.arange(0, row_count * width + 1, width, dtype=np.int32))
-    values = pa.array(np.ascontiguousarray(probabilities).reshape(-1))
-    return pa.ListArray.from_arrays(offsets, values, type=_PROBABILITIES, mask=failed)
+    offsets = _column(np.arange(0, row_count * width + 1, width), np.int32)
+    return pa.ListArray.from_arrays(offsets, _column(probabilities.reshape(-1), np.float32), type=_PROBABILITIES)
 
 
 def _arrays(outputs: Sequence[Any]) -> Sequence[Any]:

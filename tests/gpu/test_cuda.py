@@ -1,0 +1,95 @@
+"""Engines on a real GPU, with nothing but the core: near the processor's answers, and the same bits at every run."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pyarrow as pa
+import pytest
+import torch
+
+from airflow_ai_provider.core.batch import ROW_ID, Pin
+from airflow_ai_provider.core.infer.engine import open_engine
+from airflow_ai_provider.core.infer.flow import infer
+from airflow_ai_provider.core.store import Store
+from airflow_ai_provider.errors import DeviceError
+from tests.core.infer.batches import land, part_files
+from tests.core.infer.dense import columns_signature, dense_onnx, fresh_folder, pin_folder, tensor_signature
+
+pytestmark = pytest.mark.gpu
+NAMES = [f"x{i}" for i in range(12)]
+Made = tuple[Pin, Path, bool]
+
+
+@functools.cache
+def by_onnx() -> Made:
+    folder = fresh_folder("dense")
+    (folder / "model.onnx").write_bytes(dense_onnx([12, 256, 256, 3]))
+    has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    return pin_folder(folder, "onnx", columns_signature(NAMES), classes=["a", "b", "c"]), folder, has_cuda
+
+
+@functools.cache
+def by_torch() -> Made:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(12, 256), torch.nn.ReLU(), torch.nn.Linear(256, 3)).eval()
+    folder = fresh_folder("graph")
+    (folder / "data").mkdir()
+    rows = torch.export.Dim("rows", min=2)
+    torch.export.save(
+        torch.export.export(net, (torch.zeros(4, 12),), dynamic_shapes=({0: rows},)), folder / "data" / "model.pt2"
+    )
+    pin = pin_folder(folder, "torch", tensor_signature(12), classes=["a", "b", "c"], features=NAMES)
+    return pin, folder, torch.cuda.is_available()
+
+
+def rows(count: int) -> pa.Table:
+    values = np.random.default_rng(5).standard_normal((12, count)).astype(np.float32)
+    return pa.table({ROW_ID: [f"r{i}" for i in range(count)], **dict(zip(NAMES, values, strict=True))})
+
+
+@pytest.fixture(params=[by_onnx, by_torch], ids=["onnx", "torch"])
+def made(request: pytest.FixtureRequest) -> Made:
+    make: Callable[[], Made] = request.param
+    return make()
+
+
+def test_a_gpu_is_taken_when_the_engine_has_one_and_required_only_then(made: Made) -> None:
+    pin, folder, has_cuda = made
+    with open_engine(pin, folder, "auto") as engine:
+        assert engine.device == ("cuda" if has_cuda else "cpu")
+    if has_cuda:
+        with open_engine(pin, folder, "require_cuda") as engine:
+            assert engine.device == "cuda"
+    else:  # a processor's wheel on a machine with a GPU is refused as well
+        with pytest.raises(DeviceError):
+            open_engine(pin, folder, "require_cuda")
+    with open_engine(pin, folder, "cpu") as engine:
+        assert engine.device == "cpu"
+
+
+def test_the_gpu_says_what_the_processor_says(made: Made) -> None:
+    pin, folder, _ = made
+    table = rows(5000)
+    with open_engine(pin, folder, "auto") as engine, open_engine(pin, folder, "cpu") as reference:
+        found, expected = engine.predict(table, 1024), reference.predict(table, 1024)
+    assert found[ROW_ID].equals(table[ROW_ID])
+    assert np.abs(found["score"].to_numpy() - expected["score"].to_numpy()).max() < 1e-4
+    agree = np.array(found["prediction"].to_pylist()) == np.array(expected["prediction"].to_pylist())
+    assert agree.mean() > 0.999
+
+
+def test_a_batch_has_the_same_bytes_at_every_run_and_its_device_in_its_name(made: Made, tmp_path: Path) -> None:
+    pin, folder, has_cuda = made
+    refs, files = {}, {}
+    for run, device in enumerate(["auto", "auto", "cpu"]):
+        store = Store(str(tmp_path / str(run)))
+        with open_engine(pin, folder, device) as engine:
+            refs[run] = infer(land(store, [rows(5000), rows(7)]), pin, store, engine, pipeline="p", batch_size=1024)
+        files[run] = part_files(store, refs[run])
+    assert files[0] == files[1] and refs[0].batch_id == refs[1].batch_id
+    assert (refs[0].batch_id != refs[2].batch_id) == has_cuda
