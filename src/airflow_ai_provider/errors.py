@@ -8,6 +8,7 @@
     │   ├── RegistryUnavailableError      model or schema registry did not answer
     │   ├── LedgerUnavailableError        the ledger's database did not answer
     │   ├── LedgerStateError              a ledger line has moved on since it was read
+    │   ├── EngineUnavailableError        a model server did not answer
     │   └── ActionUnavailableError        the receiver said "later" and surely did nothing
     ├── TerminalError                     the same input fails again
     │   ├── SpecError (ValueError)        what the author wrote cannot be run
@@ -71,6 +72,10 @@ class LedgerUnavailableError(TransientError):
 
 class LedgerStateError(TransientError):
     """A ledger line has moved on since it was read: another process works on it, and a retry reads it again."""
+
+
+class EngineUnavailableError(TransientError):
+    """The model server did not answer in time, or cannot predict even what it predicted before."""
 
 
 class ActionUnavailableError(TransientError):
