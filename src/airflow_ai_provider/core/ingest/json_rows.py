@@ -22,10 +22,12 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Annotated, Any
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 
 MAX_DEPTH = 100
 MAX_PAYLOAD = 16 * 1024 * 1024
@@ -49,6 +51,8 @@ _TYPES: Mapping[str, Any] = {
     "timestamp": dt.datetime | None,
     "json": msgspec.Raw,
 }
+_FIRST_US, _LAST_US = -62_135_596_800_000_000, 253_402_300_799_999_999
+"""0001-01-01 and the last microsecond of 9999, since 1970: beyond them Python has no time."""
 _NULL = msgspec.Raw(b"null")
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _MISFIT = (msgspec.MsgspecError, ValueError, TypeError, RecursionError, OverflowError)
@@ -112,7 +116,7 @@ class JsonRows:
             rows.append(row)
             extras.append(extra)
         block = JsonBlock(kept, self._arrays(rows), extras, faults)
-        return self.decode_slowly(payloads) if self._lost_a_time(block, rows) else block
+        return self.decode_slowly(payloads) if self._left_the_calendar(block) else block
 
     def decode_slowly(self, payloads: Sequence[bytes | None]) -> JsonBlock:
         """Decode every payload field by field: what :meth:`decode` must equal."""
@@ -148,22 +152,19 @@ class JsonRows:
     def _arrays(self, rows: list[Any]) -> dict[str, pa.Array]:
         arrays = {}
         for attribute, (name, kind) in zip(self._attributes, self.columns.items(), strict=True):
-            values = [getattr(row, attribute) for row in rows]
+            values = list(map(attrgetter(attribute), rows))
             if kind == "json":
                 texts = (bytes(raw) for raw in values)
                 values = [None if text == b"null" else text.decode() for text in texts]
-            elif kind == "timestamp":
-                values = [value and _as_utc_or_none(value) for value in values]
             arrays[name] = pa.array(values, ARROW[kind])
         return arrays
 
-    def _lost_a_time(self, block: JsonBlock, rows: list[Any]) -> bool:
-        """True when a time left the calendar on its way to UTC; the slow path then names the row."""
-        for attribute, (name, kind) in zip(self._attributes, self.columns.items(), strict=True):
-            if kind == "timestamp":
-                given = sum(getattr(row, attribute) is not None for row in rows)
-                if given != len(rows) - block.columns[name].null_count:
-                    return True
+    def _left_the_calendar(self, block: JsonBlock) -> bool:
+        """True when a time is outside the years 1 to 9999 in UTC; the slow path then names the row."""
+        for name in (name for name, kind in self.columns.items() if kind == "timestamp"):
+            span = pc.min_max(block.columns[name].cast(pa.int64())).as_py()
+            if span["min"] is not None and not _FIRST_US <= span["min"] <= span["max"] <= _LAST_US:
+                return True
         return False
 
 
@@ -256,13 +257,6 @@ def _depth(payload: bytes) -> int:
 
 def _as_utc(value: dt.datetime) -> dt.datetime:
     return value.replace(tzinfo=dt.UTC) if value.tzinfo is None else value.astimezone(dt.UTC)
-
-
-def _as_utc_or_none(value: dt.datetime) -> dt.datetime | None:
-    try:
-        return _as_utc(value)
-    except OverflowError:
-        return None
 
 
 def _brief(raw: msgspec.Raw) -> str:
