@@ -77,7 +77,7 @@ class AvroDecoder:
         """
         return self._wire.decode(payloads)
 
-    def _open(self, schema: RegisteredSchema) -> AvroBodies:
+    def _open(self, schema: RegisteredSchema, _: int) -> AvroBodies:
         try:
             return AvroBodies(parse(schema.text, schema.references), self._reader, self._max_depth)
         except SchemaFaultError as error:

@@ -229,7 +229,8 @@ def _read_whole(node: Leaf, block: _Block, cursor: _Cursor) -> Build:
 
 def _read_float(node: Leaf, block: _Block, cursor: _Cursor) -> Build:
     # a row at its end loads bytes that are not its own; moving on then leaves it undecided
-    value = (block.floats if node.kind == "float" else block.doubles)[cursor.at].astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN is as good a NaN as any
+        value = (block.floats if node.kind == "float" else block.doubles)[cursor.at].astype(np.float64)
     cursor.move(cursor.at + (4 if node.kind == "float" else 8))
     return lambda keep: numbers(value[keep], pa.float64())
 

@@ -72,7 +72,14 @@ class BodyDecoder(Protocol):
 
 
 class SchemaUnusableError(ValueError):
-    """A schema that the registry has cannot be used; its rows are rejected with the text."""
+    """A schema that the registry has cannot be used; its rows are rejected with the text.
+
+    :param code: the reason's code.
+    """
+
+    def __init__(self, text: str, code: str = "unknown_schema") -> None:
+        super().__init__(text)
+        self.code = code
 
 
 @dataclass(frozen=True)
@@ -130,22 +137,25 @@ class WireDecoder:
     """Decode blocks of one batch; all into columns of the same types.
 
     :param schemas: where schemas come from.
-    :param open_schema: makes a schema's decoder; raises :class:`SchemaUnusableError` when that is impossible.
+    :param open_schema: makes the decoder of a schema (and mark); raises :class:`SchemaUnusableError` when it cannot.
     :param kind: the registry's word for the format: ``AVRO``, ``PROTOBUF``.
     :param broken: reason code of a payload that is not in the format.
     :param max_bytes: a longer payload is rejected before it is read.
     :param columns: columns that the expectations declare; rows of a schema with none of them are rejected, for another
         kind of message has come into the topic. Empty: any schema will do.
+    :param split: takes off what stands between header and body and tells bodies of one schema apart: gives a mark for
+        each (below 2^31), where it begins, and faults. None: nothing does.
     """
 
     schemas: Schemas
-    open_schema: Callable[[RegisteredSchema], BodyDecoder]
+    open_schema: Callable[[RegisteredSchema, int], BodyDecoder]
     kind: str
     broken: str
     max_bytes: int = MAX_PAYLOAD
     columns: Sequence[str] = ()
+    split: Callable[[Bodies], tuple[Ints, Ints, dict[int, str]]] | None = None
     used: dict[int, RegisteredSchema] = field(default_factory=dict)
-    _opened: dict[int, _Opened] = field(default_factory=dict)
+    _opened: dict[tuple[int, int], _Opened] = field(default_factory=dict)
     _types: dict[str, pa.DataType] = field(default_factory=dict)
 
     @property
@@ -177,17 +187,26 @@ class WireDecoder:
         for i in np.flatnonzero(~whole):
             faults[int(i)] = self._no_header(payloads[int(i)], int(size[i]))
         ids = _ids(data, starts)
-        groups: list[tuple[Ints, Rows]] = []
         at = np.flatnonzero(whole)
-        for schema_id in _in_order(ids[at]):
-            mine = at[ids[at] == schema_id]
-            opened = self._open(int(schema_id))
+        bodies = Bodies(data, starts[at] + HEADER, ends[at])
+        kinds = ids[at].astype(np.int64) << 31
+        if self.split is not None:
+            marks, begins, broken = self.split(bodies)
+            bodies = Bodies(data, begins, bodies.ends)
+            faults.update({int(at[i]): reason for i, reason in broken.items()})
+            fine = np.ones(len(at), np.bool_)
+            fine[list(broken)] = False
+            kinds, at, bodies = (kinds | marks)[fine], at[fine], Bodies(data, begins[fine], bodies.ends[fine])
+        groups: list[tuple[Ints, Rows]] = []
+        for kind in _in_order(kinds):
+            mine = kinds == kind
+            opened = self._open(int(kind) >> 31, int(kind) & 0x7FFF_FFFF)
             if opened.decoder is None:
-                faults.update(dict.fromkeys(mine.tolist(), opened.fault))
+                faults.update(dict.fromkeys(at[mine].tolist(), opened.fault))
                 continue
-            rows = opened.decoder.decode(Bodies(data, starts[mine] + HEADER, ends[mine]))
-            faults.update({int(mine[i]): reason for i, reason in rows.faults.items()})
-            groups.append((mine[rows.good], rows))
+            rows = opened.decoder.decode(Bodies(data, bodies.starts[mine], bodies.ends[mine]))
+            faults.update({int(at[mine][i]): reason for i, reason in rows.faults.items()})
+            groups.append((at[mine][rows.good], rows))
         table, good = self._together(groups)
         return DecodedBlock(table, good, faults, _nullable(ids, whole))
 
@@ -200,22 +219,22 @@ class WireDecoder:
             return f"{self.broken}: {size} bytes are too few for the header of five"
         return f"{self.broken}: the first byte is {payload.as_py()[0]:#04x}, not the format's 0x00"
 
-    def _open(self, schema_id: int) -> _Opened:
-        if schema_id not in self._opened:
-            self._opened[schema_id] = self._look_up(schema_id)
-        return self._opened[schema_id]
+    def _open(self, schema_id: int, mark: int) -> _Opened:
+        if (schema_id, mark) not in self._opened:
+            self._opened[schema_id, mark] = self._look_up(schema_id, mark)
+        return self._opened[schema_id, mark]
 
-    def _look_up(self, schema_id: int) -> _Opened:
+    def _look_up(self, schema_id: int, mark: int) -> _Opened:
         found = self.schemas.schema(schema_id) if schema_id > 0 else None
         if found is None:
             return _Opened(None, f"unknown_schema: the registry has no schema {schema_id}")
         if found.kind != self.kind:
             return _Opened(None, f"unknown_schema: {found} is {found.kind}, the topic's format is {self.kind}")
         try:
-            decoder = self.open_schema(found)
+            decoder = self.open_schema(found, mark)
             self._fix(decoder.types, found)
         except SchemaUnusableError as error:
-            return _Opened(None, f"unknown_schema: {found} cannot be used: {error}")
+            return _Opened(None, f"{error.code}: {found} cannot be used: {error}")
         self.used[schema_id] = found
         return _Opened(decoder)
 
@@ -308,10 +327,10 @@ def _ids(data: npt.NDArray[np.uint8], starts: Ints) -> npt.NDArray[np.int32]:
     return found.view(np.int32)
 
 
-def _in_order(ids: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """Each id once, in order of appearance: that order decides whose column types the batch takes."""
-    if len(ids) and (ids == ids[0]).all():
-        return ids[:1]
-    found, first = np.unique(ids, return_index=True)
-    ordered: npt.NDArray[np.int32] = found[np.argsort(first)]
+def _in_order(kinds: Ints) -> Ints:
+    """Each kind once, in order of appearance: that order decides whose column types the batch takes."""
+    if len(kinds) and (kinds == kinds[0]).all():
+        return kinds[:1]
+    found, first = np.unique(kinds, return_index=True)
+    ordered: Ints = found[np.argsort(first)]
     return ordered
