@@ -158,6 +158,6 @@ def _open_reader(value: KafkaSource | FileSource) -> Source:
 
 
 def _open_validator(expectations: str | None, dag: Any) -> Validator:
-    from airflow_ai_provider.core.ingest.validate import open_validator
+    from airflow_ai_provider.core.ingest.suite import open_validator
 
     return open_validator(find_file(dag, expectations, "expectations") if expectations else None)
