@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import json
 import re
@@ -258,7 +259,17 @@ def commands() -> Iterator[tuple[str, str]]:
 def parser() -> Any:
     from airflow.cli.cli_parser import get_parser
 
-    return get_parser()
+    return whole_flags_only(get_parser())
+
+
+def whole_flags_only(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Refuse ``--reproc`` for ``--reprocess-behavior``: the next release may have two flags that begin so."""
+    parser.allow_abbrev = False
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                whole_flags_only(inner)
+    return parser
 
 
 def test_every_airflow_command_is_one_with_these_flags(parser: Any) -> None:
@@ -277,6 +288,8 @@ def test_every_airflow_command_is_one_with_these_flags(parser: Any) -> None:
                 faults.append(f"{place}: {command}")
     assert tried > 10
     assert not faults
+    with pytest.raises(SystemExit):
+        parser.parse_args(["backfill", "create", "--dag-id", "x", "--reproc", "completed"])
 
 
 def test_every_other_command_exists() -> None:
