@@ -71,6 +71,17 @@ _CONNECTION_TYPES: list[dict[str, Any]] = [
         },
     },
     {
+        "connection-type": "schema_registry",
+        "hook-class-name": f"{_PACKAGE}.hooks.registry.SchemaRegistryHook",
+        "hook-name": "Schema registry",
+        "conn-fields": {"timeout_s": _number("Timeout (s)", "Per look-up, retries included; default 10")},
+        "ui-field-behaviour": {
+            "hidden-fields": [],
+            "relabeling": {"schema": "Scheme", "password": "Password or bearer token"},
+            "placeholders": {"host": "http://registry", "port": "8081"},
+        },
+    },
+    {
         "connection-type": "ai_api",
         "hook-class-name": f"{_PACKAGE}.hooks.api.ApiHook",
         "hook-name": "AI action API",
