@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import struct
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -184,6 +185,22 @@ def test_schemas_that_cannot_be_used_reject_their_rows() -> None:
     level = " ".join(f"message M{i} {{ M{i + 1} a = 1; M{i + 1} b = 2; }}" for i in range(20))
     bomb = f'syntax = "proto3"; {level} message M20 {{ int32 x = 1; }}'
     assert "more than 10000 fields" in decode([b""], text=bomb).faults[0]
+
+
+def test_a_schema_that_came_compiled() -> None:
+    """As Confluent's Python client registers it: a descriptor in base64, its imports too."""
+    inner = 'syntax = "proto3"; package q; message In { int32 a = 1; }'
+    main = """syntax = "proto3"; import "in.proto"; import "google/protobuf/timestamp.proto";
+        message Out { q.In in = 1; google.protobuf.Timestamp at = 2; }"""
+    file = ProtoFile(main, {"in.proto": inner})
+    descriptors = [file.named("Out").DESCRIPTOR.file, file.named("q.In").DESCRIPTOR.file]
+    text, part = (base64.b64encode(d.serialized_pb).decode() for d in descriptors)
+    schemas = MemorySchemas()
+    number = schemas.add("x-value", text, kind="PROTOBUF", references={"in.proto": part})
+    block = ProtobufDecoder(schemas).decode([framed(number, b"\0\x0a\x02\x08\x05")])
+    assert block.rows.to_pylist() == [{"in": {"a": 5}, "at": None}]
+    alone = schemas.add("x-value", text, kind="PROTOBUF")
+    assert "its descriptor cannot be used" in ProtobufDecoder(schemas).decode([framed(alone, b"\0")]).faults[0]
 
 
 def test_referenced_files() -> None:

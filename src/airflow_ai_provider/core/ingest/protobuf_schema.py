@@ -1,12 +1,16 @@
-"""A registry's ``.proto`` text → message classes, made at run time: nothing is generated beforehand.
+"""A registry's Protobuf schema → message classes, made at run time: nothing is generated beforehand.
 
-Invariants: the text is compiled by protoc (of grpcio-tools) in a process of its own with a deadline, once per schema; a
+A schema is ``.proto`` text, or (Confluent's Python client registers it so, and some registries hand it out as it came)
+a compiled descriptor in base64.
+
+Invariants: text is compiled by protoc (of grpcio-tools) in a process of its own with a deadline, once per schema; a
 schema's types live in a pool of their own, so two schemas may define the same name; imports come from the registry's
 references and protoc's own well-known types, never from this machine's files.
 """
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import subprocess
 import sys
@@ -16,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
 
 from airflow_ai_provider.core.ingest.wire import SchemaUnusableError
 from airflow_ai_provider.errors import MissingExtraError
@@ -28,18 +33,21 @@ _MAX_TEXT = 4 * 1024 * 1024
 class ProtoFile:
     """One compiled schema.
 
-    :param text: the ``.proto`` text.
-    :param references: import name → text of the files it imports.
+    :param text: the ``.proto`` text, or a base64 descriptor.
+    :param references: import name → the same of the files it imports, each after those it imports itself.
     :raises SchemaUnusableError: when protoc refuses it, with protoc's words.
     :raises MissingExtraError: when protoc is not installed.
     """
 
     def __init__(self, text: str, references: Mapping[str, str]) -> None:
-        files = _compile(text, references)
+        files = _compiled({**references, _MAIN: text}) or _compile(text, references)
         pool = descriptor_pool.DescriptorPool()
-        for file in files.file:
-            pool.AddSerializedFile(file.SerializeToString())
-        self._file = pool.FindFileByName(_MAIN)
+        try:
+            for file in files.file:
+                pool.AddSerializedFile(file.SerializeToString())
+            self._file = pool.FindFileByName(_MAIN)
+        except (TypeError, KeyError) as error:
+            raise SchemaUnusableError(f"its descriptor cannot be used: {error}") from error
         self._proto = next(file for file in files.file if file.name == _MAIN)
 
     def at(self, path: Sequence[int]) -> Any:
@@ -73,6 +81,35 @@ class ProtoFile:
             return message_factory.GetMessageClass(self._file.pool.FindMessageTypeByName(full_name))
         except KeyError:
             raise SchemaUnusableError(f"it has no message {full_name}") from None
+
+
+def _compiled(texts: Mapping[str, str]) -> descriptor_pb2.FileDescriptorSet | None:
+    """Read schemas that are compiled already, all of them; None when one is text."""
+    files = descriptor_pb2.FileDescriptorSet()
+    added: set[str] = set()
+    for name, text in texts.items():
+        try:
+            file = descriptor_pb2.FileDescriptorProto.FromString(base64.b64decode(text, validate=True))
+        except (ValueError, DecodeError):
+            return None
+        file.name = name
+        for needed in file.dependency:
+            if needed.startswith("google/protobuf/") and needed not in added:
+                added.add(needed)
+                _add_well_known(files, needed)
+        files.file.append(file)
+    return files
+
+
+def _add_well_known(files: descriptor_pb2.FileDescriptorSet, name: str) -> None:
+    module = name.removesuffix(".proto").replace("/", ".") + "_pb2"
+    try:
+        file = importlib.import_module(module).DESCRIPTOR
+    except (ImportError, ValueError):
+        raise SchemaUnusableError(f"it imports {name}, which nobody knows") from None
+    for needed in file.dependencies:
+        _add_well_known(files, needed.name)
+    files.file.append(descriptor_pb2.FileDescriptorProto.FromString(file.serialized_pb))
 
 
 def _compile(text: str, references: Mapping[str, str]) -> descriptor_pb2.FileDescriptorSet:
