@@ -66,6 +66,14 @@ def test_every_field_of_a_source_is_in_the_page(kind: type[Any]) -> None:
         assert re.search(rf"`{name}`|\b{name}=", said) or name in ("topic",), f"{kind.__name__}.{name}"
 
 
+def test_every_format_is_in_the_pages() -> None:
+    from airflow_ai_provider.core.pipeline.spec import _FORMATS
+
+    for page in ("ingest.md", "pipelines.md"):
+        said = read(DOCS / page)
+        assert [name for names in _FORMATS.values() for name in names if f"`{name}`" not in said] == []
+
+
 @pytest.mark.parametrize(
     "kind",
     [
