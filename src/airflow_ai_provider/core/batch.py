@@ -23,6 +23,10 @@ ACCEPTED, QUARANTINE, PREDICTIONS, OUTCOMES = "accepted", "quarantine", "predict
 ROUTES = ("act", "review", "fallback", "hold")
 
 
+# made once: json.dumps with options makes an encoder per call, which costs more than a row's JSON
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
 def canonical_json(value: Any) -> bytes:
     """Serialise to the one JSON text that digests are taken over: sorted keys, no spaces, UTF-8.
 
@@ -30,7 +34,7 @@ def canonical_json(value: Any) -> bytes:
     :return: bytes, the same for equal values on every machine.
     :raises ValueError: on NaN or infinity; a retry does not help.
     """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return _CANONICAL.encode(value).encode()
 
 
 def digest_of(value: Any) -> str:

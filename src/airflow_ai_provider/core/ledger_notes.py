@@ -18,6 +18,11 @@ from airflow_ai_provider.core.ledger import Claim, Entry, Intent
 KINDS = ("pin", "decision", "review", "finished")
 """What a note is about (its name): registered model · batch id · row id · action."""
 
+ENTRY_COLUMNS = (
+    *("key", "pipeline", "action", "subject", "fingerprint", "run_id", "row_id", "batch_id", "step", "saga"),
+    *("undoes", "request", "state", "outcome", "attempts", "reserved_at", "updated_at"),
+)
+
 
 class NoteKeeper(ABC):
     """Answer for pins, decisions, reviews and finished actions, from notes that the subclass keeps."""
@@ -113,23 +118,27 @@ def read_claim(row: Mapping[Any, Any]) -> Claim:
     return Claim(row["pipeline"], row["run_key"], span, row["state"], ref, row["run_id"])
 
 
-def entry_row(intent: Intent, at: datetime) -> dict[str, Any]:
-    """Return a new entry as a row."""
+def entry_rows(intents: Sequence[Intent], at: datetime) -> list[tuple[Any, ...]]:
+    """Return new entries as rows of :data:`ENTRY_COLUMNS`."""
     text = time_text(at)
-    return {
-        **vars(intent),
-        "request": json_text(dict(intent.request)),
-        "state": "reserved",
-        "outcome": "{}",
-        "attempts": 0,
-        "reserved_at": text,
-        "updated_at": text,
-    }
+    requests: dict[int, str] = {}  # the intents of one action share one request
+    for intent in intents:
+        if id(intent.request) not in requests:
+            requests[id(intent.request)] = json_text(dict(intent.request))
+    return [
+        (
+            *(i.key, i.pipeline, i.action, i.subject, i.fingerprint, i.run_id, i.row_id, i.batch_id, i.step, i.saga),
+            *(i.undoes, requests[id(i.request)], "reserved", "{}", 0, text, text),
+        )
+        for i in intents
+    ]
 
 
 def new_entry(intent: Intent, at: datetime) -> Entry:
-    """Return the entry that :func:`entry_row` writes."""
-    return Entry(**vars(intent), state="reserved", updated_at=at)
+    """Return the entry that :func:`entry_rows` writes."""
+    entry = object.__new__(Entry)  # its __init__ sets sixteen frozen fields one by one, for every row that is sent
+    entry.__dict__.update(intent.__dict__, state="reserved", outcome={}, attempts=0, updated_at=at)
+    return entry
 
 
 def read_entry(row: Mapping[Any, Any]) -> Entry:

@@ -14,6 +14,8 @@ import json
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +27,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from airflow_ai_provider.core import ledger_notes as lines
 from airflow_ai_provider.core.batch import BatchRef, Span
 from airflow_ai_provider.core.ledger import (
+    TRANSITIONS,
     Claim,
     Entry,
     Intent,
@@ -88,6 +91,10 @@ _ENTRY = _table(
     sa.Column("attempts", sa.Integer, nullable=False),
     *map(_text, ("reserved_at", "updated_at")),
     sa.Index("ai_entry_run", "pipeline", "run_id", "step"),
+)
+_INSERT_ENTRY = (
+    f"INSERT INTO ai_entry ({', '.join(lines.ENTRY_COLUMNS)}) VALUES ({', '.join('?' * len(lines.ENTRY_COLUMNS))}) "
+    "ON CONFLICT (key) DO NOTHING"
 )
 _NOTES = {
     kind: _table(
@@ -252,47 +259,46 @@ class SqlLedger(NoteKeeper):
             return []
         at = self._now()
         fresh = {i.key: i for i in reversed(intents)}
-        rows = [lines.entry_row(fresh[key], at) for key in dict.fromkeys(i.key for i in intents)]
+        rows = lines.entry_rows([fresh[key] for key in dict.fromkeys(i.key for i in intents)], at)
 
         def insert(connection: sa.Connection) -> list[Entry]:
-            statement = self._insert(_ENTRY).on_conflict_do_nothing(index_elements=["key"]).returning(_ENTRY.c.key)
-            added = set(connection.execute(statement, rows).scalars())
-            known = {e.key: e for e in _find_entries(connection, [k for k in fresh if k not in added])}
+            known: dict[str, Entry] = {}
+            if self._many(connection, _INSERT_ENTRY, rows) < len(rows):
+                known = {e.key: e for e in _find_entries(connection, list(fresh))}
             check_fingerprints({k: e.fingerprint for k, e in known.items()}, intents)
             return [known.get(i.key) or lines.new_entry(fresh[i.key], at) for i in intents]
 
         return self._write(insert)
 
     def sent(self, keys: Collection[str]) -> None:
-        at = self._at()
-
-        def mark(connection: sa.Connection) -> None:
-            for some in _batched(sorted(set(keys)), _IN_LIMIT):
-                _demand_moves(connection, [Outcome(key, "sent") for key in some])
-                connection.execute(
-                    sa.update(_ENTRY)
-                    .where(_ENTRY.c.key.in_(some))
-                    .values(state="sent", outcome="{}", attempts=_ENTRY.c.attempts + 1, updated_at=at)
-                )
-
-        self._write(mark)
+        self._move([Outcome(key, "sent") for key in set(keys)])
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
+        self._move(outcomes)
+
+    def _move(self, outcomes: Sequence[Outcome]) -> None:
         at = self._at()
-        statement = (
-            sa.update(_ENTRY)
-            .where(_ENTRY.c.key == sa.bindparam("k"))
-            .values(state=sa.bindparam("s"), outcome=sa.bindparam("o"), updated_at=at)
-        )
+        # In one order everywhere, so that two processes that move the same entries wait instead of deadlocking.
+        ordered = sorted(outcomes, key=lambda o: (o.state, o.key))
 
-        def write(connection: sa.Connection) -> None:
-            for some in _batched(sorted(outcomes, key=lambda o: o.key), _IN_LIMIT):
-                moving = _demand_moves(connection, some)
-                rows = [{"k": o.key, "s": o.state, "o": lines.json_text(dict(o.outcome))} for o in moving]
-                if rows:
-                    connection.execute(statement, rows)
+        def move(connection: sa.Connection, moving: Sequence[Outcome]) -> bool:
+            counts = [
+                self._many(
+                    connection, _move_entry(state), [(lines.json_text(dict(o.outcome)), at, o.key) for o in some]
+                )
+                for state, some in groupby(moving, key=lambda o: o.state)
+            ]
+            return sum(counts) == len(moving)
 
-        self._write(write)
+        def move_all(connection: sa.Connection) -> bool:
+            moved = move(connection, ordered)
+            if not moved:
+                connection.rollback()
+            return moved
+
+        # Nearly always all may move, and the condition in the UPDATE says so; else look at each.
+        if not self._write(move_all):
+            self._write(lambda connection: move(connection, _demand_moves(connection, ordered)))
 
     def look_up(self, key: str) -> Entry | None:
         return next(iter(self._read(lambda connection: _find_entries(connection, [key]))), None)
@@ -360,6 +366,13 @@ class SqlLedger(NoteKeeper):
             number = int.from_bytes(hashlib.sha256(f"ai_ledger {what}".encode()).digest()[:8], signed=True)
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
 
+    def _many(self, connection: sa.Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> int:
+        """Run one statement for many rows, past SQLAlchemy's work per row; return how many rows it touched."""
+        if not rows:
+            return 0
+        style = statement if self._is_sqlite else statement.replace("?", "%s")
+        return connection.exec_driver_sql(style, list(rows), {"preserve_rowcount": True}).rowcount
+
     def _select(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
         return self._read(lambda connection: connection.execute(query).all())
 
@@ -409,11 +422,20 @@ def _rivals(connection: sa.Connection, pipeline: str, span: Span) -> Iterator[Cl
         yield from map(lines.read_claim, connection.execute(claims).mappings())
 
 
+@cache
+def _move_entry(state: str) -> str:
+    sources = ", ".join(f"'{source}'" for source, targets in TRANSITIONS.items() if state in targets)
+    attempt = ", attempts = attempts + 1" if state == "sent" else ""
+    changes = f"state = '{state}', outcome = ?, updated_at = ?{attempt}"
+    return f"UPDATE ai_entry SET {changes} WHERE key = ? AND state IN ({sources})"
+
+
 def _demand_moves(connection: sa.Connection, outcomes: Sequence[Outcome]) -> list[Outcome]:
     """Return the outcomes that change their entry, which stays locked until the transaction ends."""
-    query = sa.select(_ENTRY.c.key, _ENTRY.c.state).where(_ENTRY.c.key.in_([o.key for o in outcomes]))
-    # In one order everywhere, so that two processes that move the same entries wait instead of deadlocking.
-    states = {row.key: row.state for row in connection.execute(query.order_by(_ENTRY.c.key).with_for_update())}
+    states: dict[str, str] = {}
+    for some in _batched(sorted({o.key for o in outcomes}), _IN_LIMIT):
+        query = sa.select(_ENTRY.c.key, _ENTRY.c.state).where(_ENTRY.c.key.in_(some)).order_by(_ENTRY.c.key)
+        states |= {row.key: row.state for row in connection.execute(query.with_for_update())}
     return [o for o in outcomes if check_move(o.key, states.get(o.key, "absent"), o.state)]
 
 

@@ -125,4 +125,4 @@ def subject_text(value: Any) -> str:
 
 def name_of(*parts: str) -> str:
     """Return the SHA-256 over some texts, as 64 hex digits; no two lists of texts give the same bytes to it."""
-    return hashlib.sha256(b"".join(f"{len(p)}:{p}".encode() for p in parts)).hexdigest()
+    return hashlib.sha256("".join([f"{len(part)}:{part}" for part in parts]).encode()).hexdigest()

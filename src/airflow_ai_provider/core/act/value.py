@@ -104,7 +104,7 @@ def fill(endpoint: str, values: Mapping[str, Any]) -> str:
             )
         return quote(text, safe="")
 
-    return _FIELD.sub(one, endpoint)
+    return _FIELD.sub(one, endpoint) if "{" in endpoint else endpoint
 
 
 def _check(where: str, method: str, endpoint: str) -> None:
