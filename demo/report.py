@@ -10,6 +10,7 @@ import json
 import urllib.request
 from collections import Counter
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from airflow_ai_provider.core.batch import ROUTES, ROW_ID, BatchRef
+from airflow_ai_provider.core.decide.policy import Policy
+from airflow_ai_provider.core.decide.report import draw_report
 from airflow_ai_provider.core.ledger import Entry
 from airflow_ai_provider.core.ledger_sql import open_ledger
 from airflow_ai_provider.core.store import Store
@@ -40,6 +43,11 @@ class Report:
         self._store = Store(world.store_uri)
         self.faults: list[str] = []
         self._check()
+
+    @property
+    def picture(self) -> Path:
+        """The histogram of the confidence with the bars, and the reliability curve."""
+        return self._world.folder / "confidence.png"
 
     @cached_property
     def batch(self) -> BatchRef:
@@ -96,9 +104,17 @@ class Report:
         }
 
     def write(self) -> None:
-        """Write ``summary.json`` and the pictures into the demo's folder."""
+        """Write ``summary.json`` and the picture into the demo's folder."""
         path = self._world.folder / "summary.json"
         path.write_text(json.dumps(self.summary, indent=1) + "\n", encoding="utf-8")
+        rows = [row for route in ROUTES for row in self.routed[route]]
+        manifest = self._store.manifest(BatchRef.from_dict(self._told.outputs["decide"]["act"]))
+        draw_report(
+            [float("nan") if row["confidence"] is None else row["confidence"] for row in rows],
+            Policy.from_dict(manifest.facts["policy"]),
+            self.picture,
+            [row["prediction"] == self._truth(row) for row in rows],
+        )
 
     def accuracy(self) -> Rows:
         """Return, route by route, how often model and decision were right about unseen biopsies."""
@@ -119,7 +135,7 @@ class Report:
             ("Airflow", f"{self._world.airflow.address}  log in as {login.user} with password {login.password}"),
             ("MLflow", f"{self._world.mlflow}  no login"),
             ("Tickets", f"{self._world.tickets}/tickets  no login"),
-            *(("Picture", str(picture)) for picture in self.pictures),
+            ("Picture", f"{self.picture}  how sure the model is, and how right"),
             ("Facts", f"{folder / 'summary.json'}, {folder / 'truth.json'}"),
         ):
             console.print(Text(f"{what:<8} {where}"))

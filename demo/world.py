@@ -47,6 +47,7 @@ class World:
             self.services.start("kafka", [sys.executable, "-m", "demo.kafka"])
         self.services.start("mlflow", [*_PYTHON_M, "mlflow", "server", *self._mlflow_options()])
         tickets = ["--port", self.tickets.rpartition(":")[2], "--db", str(self.folder / "tickets.db")]
+        tickets += ["--refuse-every", "7"]  # pages: not everybody can be reached, so that something is to be undone
         self.services.start("tickets", [*_PYTHON_M, "include.services.tickets", *tickets])
         if self.kafka_is_ours:
             news("waiting for Kafka")
