@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -12,7 +12,9 @@ from airflow.serialization.serialized_objects import DagSerialization
 
 import airflow_ai_provider as face
 from airflow_ai_provider import errors
+from airflow_ai_provider.operators.ingest import _window
 from airflow_ai_provider.retry import RETRY_POLICY
+from airflow_ai_provider.run import Run
 
 OPERATORS = [getattr(face, name) for name in face.__all__ if name.endswith("Operator")]
 
@@ -109,3 +111,16 @@ def test_a_task_is_followed_when_one_of_its_routes_has_rows(dag: Any) -> None:
     assert followed(review=1) == {"review"}
     assert followed(act=1, review=1) == {"ticket", "page", "review"}
     assert followed(hold=5) == set()
+
+
+def test_a_run_without_a_data_interval_is_never_quietly_taken_for_what_comes_next() -> None:
+    kafka, window = (
+        face.KafkaSource("t", by="window"),
+        (datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC)),
+    )
+    for source, run_type in ((kafka, "manual"), (face.KafkaSource("t"), "backfill")):
+        with pytest.raises(errors.SpecError, match="takes t by its data interval, and has none"):
+            _window(source, Run("p", "r", "r/ingest/-1", run_type))
+        assert _window(source, Run("p", "r", "r/ingest/-1", run_type, window)) == window
+    assert _window(face.KafkaSource("t"), Run("p", "r", "r/ingest/-1", "scheduled", window)) is None
+    assert _window(face.FileSource("x/*.csv"), Run("p", "r", "r/ingest/-1", "backfill")) is None

@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
+from airflow_ai_provider.errors import SpecError
 from airflow_ai_provider.retry import RETRY_POLICY
 from airflow_ai_provider.run import find_file, homes_of, run_of
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from airflow_ai_provider.core.ingest.contract import Source, Validator
     from airflow_ai_provider.core.ingest.source import FileSource, KafkaSource
+    from airflow_ai_provider.run import Run
 
 
 class ValidatedIngestOperator(BaseOperator):
@@ -71,7 +75,7 @@ class ValidatedIngestOperator(BaseOperator):
             pipeline=run.pipeline,
             run_id=run.run_id,
             run_key=run.task_key,
-            window=run.window if run.is_backfill or getattr(source, "by", "") == "window" else None,
+            window=_window(source, run),
             row_limit=int(self.row_limit or 0) or None,
             max_rejected=share_or_count(self.max_rejected),
         )
@@ -145,6 +149,22 @@ def _source_value(source: KafkaSource | FileSource | Mapping[str, Any], dag: Any
     if isinstance(value, FileSource) and "://" not in value.path:
         value = replace(value, path=str(homes_of(dag)[0] / value.path))  # an absolute path stays as it is
     return value
+
+
+def _window(source: KafkaSource | FileSource, run: Run) -> tuple[datetime, datetime] | None:
+    """The time span to take; None takes what comes next. Files are taken by content, never by time."""
+    from airflow_ai_provider.core.ingest.source import KafkaSource
+
+    if not isinstance(source, KafkaSource) or not (run.is_backfill or source.by == "window"):
+        return None
+    if run.window is None:
+        raise SpecError(
+            f"run {run.run_id} ({run.run_type}) takes {source.topic} by its data interval, and has none: the schedule "
+            'gives runs no interval. Use schedule=CronDataIntervalTimetable("@hourly", timezone="UTC"), or a pipeline '
+            "file, whose cron schedules do so.",
+            faults=[("schedule", "gives runs no data interval")],
+        )
+    return run.window
 
 
 def _open_reader(value: KafkaSource | FileSource) -> Source:
