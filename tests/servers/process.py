@@ -50,7 +50,7 @@ class ServerProcess:
         *,
         log: Path,
         ready: Callable[[str], bool],
-        deadline_s: float = 60,
+        deadline_s: float = 180,
         stop_signal: signal.Signals = signal.SIGTERM,
         user: str | None = None,
         env: Mapping[str, str] | None = None,

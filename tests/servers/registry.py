@@ -45,27 +45,36 @@ class SchemaRegistryServer(Server):
         references: Sequence[Mapping[str, Any]] = (),
     ) -> int:
         """Register a schema under a subject and return its id."""
-        text = schema if isinstance(schema, str) else json.dumps(schema)
-        body = {"schema": text, "schemaType": schema_type, "references": list(references)}
-        answer = self._ask("POST", f"/subjects/{subject}/versions", body)
-        return int(answer["id"])
+        return register(self.url, subject, schema, schema_type, references)
 
     def set_compatibility(self, subject: str, level: str) -> None:
         """Set a subject's rule: ``BACKWARD``, ``NONE`` …"""
-        self._ask("PUT", f"/config/{subject}", {"compatibility": level})
-
-    def _ask(self, method: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        request = urllib.request.Request(
-            self.url + path, json.dumps(body).encode(), {"Content-Type": _TYPE}, method=method
-        )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            found: dict[str, Any] = json.load(answer)
-            return found
+        _ask(self.url, "PUT", f"/config/{subject}", {"compatibility": level})
 
     def _answers(self) -> bool:
         with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/subjects", timeout=2) as answer:
             return bool(answer.status == 200)
         return False
+
+
+def register(
+    url: str,
+    subject: str,
+    schema: str | Mapping[str, Any],
+    schema_type: str = "AVRO",
+    references: Sequence[Mapping[str, Any]] = (),
+) -> int:
+    """Register a schema with the registry at a URL and return its id."""
+    text = schema if isinstance(schema, str) else json.dumps(schema)
+    body = {"schema": text, "schemaType": schema_type, "references": list(references)}
+    return int(_ask(url, "POST", f"/subjects/{subject}/versions", body)["id"])
+
+
+def _ask(url: str, method: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    request = urllib.request.Request(url + path, json.dumps(body).encode(), {"Content-Type": _TYPE}, method=method)
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        found: dict[str, Any] = json.load(answer)
+        return found
 
 
 def _app() -> Path:
