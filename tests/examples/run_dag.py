@@ -1,8 +1,8 @@
 """Run examples through ``dag.test()`` and answer their reviews from a thread, through Airflow's own API.
 
-A process of its own (``python -m tests.examples.run_dag``), so that runs have the settings of its environment and nothing
-of the test session; one process for many runs, because importing Airflow takes longer than a run. Each line of standard
-input names the file of an order; the answer is written beside it.
+A process of its own (``python -m tests.examples.run_dag``), so that runs have the settings of its environment and
+nothing of the test session; one process for many runs, because importing Airflow takes longer than a run. Each line of
+standard input names the file of an order; the answer is written beside it.
 """
 
 from __future__ import annotations
