@@ -205,6 +205,45 @@ def test_a_known_key_with_another_payload_reserves_nothing(ledger: Ledger) -> No
     assert ledger.look_up("x") is None
 
 
+def test_dispatch_marks_what_is_new_as_sent_and_gives_what_was_known(ledger: Ledger) -> None:
+    assert ledger.dispatch([intent("a"), intent("b")]) == {}
+    first = ledger.look_up("a")
+    assert first and (first.state, first.attempts, first.outcome) == ("sent", 1, {})
+    ledger.record([Outcome("a", "done", {"id": "T-1"})])
+    reach(ledger, "r", "reserved")
+    known = ledger.dispatch([intent("c"), intent("a"), intent("r"), intent("b")])
+    assert {k: e.state for k, e in known.items()} == {"a": "done", "r": "reserved", "b": "sent"}
+    assert known["a"] == ledger.look_up("a")
+    assert [e.key for e in ledger.entries("p")] == ["a", "b", "r", "c"]
+    assert ledger.dispatch([intent("a")]).keys() == {"a"}
+    assert ledger.dispatch([]) == {}
+
+
+def test_a_dispatch_with_another_payload_writes_nothing(ledger: Ledger) -> None:
+    ledger.dispatch([intent("a")])
+    with pytest.raises(IdempotencyConflictError) as caught:
+        ledger.dispatch([intent("new"), intent("a", fingerprint="f2")])
+    assert caught.value.keys == ["a"]
+    with pytest.raises(IdempotencyConflictError):
+        ledger.dispatch([intent("x"), intent("x", fingerprint="f2")])
+    assert ledger.look_up("new") is ledger.look_up("x") is None
+
+
+def test_of_many_threads_one_may_send(ledger: Ledger) -> None:
+    gate = threading.Barrier(6)
+    wanted = [intent(f"k{n}") for n in range(150)]
+
+    def take(number: int) -> list[str]:
+        gate.wait()
+        mine = wanted if number % 2 else wanted[::-1]
+        known = ledger.dispatch(mine)
+        return [i.key for i in mine if i.key not in known]
+
+    with ThreadPoolExecutor(6) as pool:
+        new = [key for keys in pool.map(take, range(6)) for key in keys]
+    assert sorted(new) == sorted(i.key for i in wanted), "each key is new to one of them only"
+
+
 @pytest.mark.parametrize("state", sorted(TRANSITIONS))
 @pytest.mark.parametrize("to", sorted(TRANSITIONS))
 def test_only_legal_moves(ledger: Ledger, state: str, to: str) -> None:

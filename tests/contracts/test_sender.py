@@ -281,6 +281,15 @@ def test_in_flight_is_kept_and_never_exceeded() -> None:
         assert server.busiest == 6
 
 
+def test_closed_while_sending_lets_nobody_wait_for_ever() -> None:
+    with evil(lambda *_: None, timeout_s=60, in_flight=2) as (server, sender), ThreadPoolExecutor(1) as pool:
+        answers = pool.submit(sender.send, [ask(f"k{n}") for n in range(5)])
+        while not server.heads:
+            time.sleep(0.01)
+        sender.close()
+        assert {a.state for a in answers.result(10)} == {"unknown"}
+
+
 def test_secrets_are_nowhere(caplog: pytest.LogCaptureFixture) -> None:
     def echo(first: str, head: dict[str, str], *_: Any) -> bytes:
         return http("422 X", f"you sent {head}")

@@ -72,7 +72,7 @@ def test_killed_at_any_seam_and_run_again_the_world_is_the_same(tmp_path: Path, 
     places = [
         (task, at, after) for task, life in enumerate(lives) for at in range(len(life.passed)) for after in (0, 1)
     ]
-    assert {"reserve", "sent", "send", "record", "finished", "open_batch"} <= set(lives[0].passed)
+    assert {"dispatch", "send", "record", "finished", "open_batch"} <= set(lives[0].passed)
     if kind == "sqlite":
         places = places[::5]
     for number, (task, at, after) in enumerate(places):

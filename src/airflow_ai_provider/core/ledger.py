@@ -145,6 +145,14 @@ class Ledger(Protocol):
             none is reserved.
         """
 
+    def dispatch(self, intents: Sequence[Intent]) -> dict[str, Entry]:
+        """Reserve intents that leave at once: what is new is written down as ``sent``, in the one commit.
+
+        :param intents: each key once.
+        :return: key → entry of those that were known, as they are; the others are new and may be sent now.
+        :raises IdempotencyConflictError: as :meth:`reserve` does; then none is written.
+        """
+
     def sent(self, keys: Collection[str]) -> None:
         """Mark entries as leaving now.
 

@@ -118,9 +118,12 @@ def read_claim(row: Mapping[Any, Any]) -> Claim:
     return Claim(row["pipeline"], row["run_key"], span, row["state"], ref, row["run_id"])
 
 
-def entry_rows(intents: Sequence[Intent], at: datetime) -> list[tuple[Any, ...]]:
-    """Return new entries as rows of :data:`ENTRY_COLUMNS`."""
-    text = time_text(at)
+def entry_rows(intents: Sequence[Intent], at: datetime, state: str) -> list[tuple[Any, ...]]:
+    """Return new entries as rows of :data:`ENTRY_COLUMNS`.
+
+    :param state: ``reserved``, or ``sent`` for those that leave at once.
+    """
+    text, attempts = time_text(at), int(state == "sent")
     requests: dict[int, str] = {}  # the intents of one action share one request
     for intent in intents:
         if id(intent.request) not in requests:
@@ -128,14 +131,14 @@ def entry_rows(intents: Sequence[Intent], at: datetime) -> list[tuple[Any, ...]]
     return [
         (
             *(i.key, i.pipeline, i.action, i.subject, i.fingerprint, i.run_id, i.row_id, i.batch_id, i.step, i.saga),
-            *(i.undoes, requests[id(i.request)], "reserved", "{}", 0, text, text),
+            *(i.undoes, requests[id(i.request)], state, "{}", attempts, text, text),
         )
         for i in intents
     ]
 
 
 def new_entry(intent: Intent, at: datetime) -> Entry:
-    """Return the entry that :func:`entry_rows` writes."""
+    """Return the entry that :func:`entry_rows` writes for a reservation."""
     entry = object.__new__(Entry)  # its __init__ sets sixteen frozen fields one by one, for every row that is sent
     entry.__dict__.update(intent.__dict__, state="reserved", outcome={}, attempts=0, updated_at=at)
     return entry

@@ -163,6 +163,7 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # we begin transactions ourselves, see _begin_sqlite
     connection.execute("PRAGMA journal_mode=WAL")  # readers (the UI) do not wait for writers
     connection.execute("PRAGMA synchronous=FULL")  # WAL's default loses the last commits with the power
+    connection.execute("PRAGMA wal_autocheckpoint=4000")  # pages; a copy to the file per 16 MB, not per 4
     connection.execute("PRAGMA foreign_keys=ON")
 
 
@@ -255,20 +256,32 @@ class SqlLedger(NoteKeeper):
     # --- effects ---
 
     def reserve(self, intents: Sequence[Intent]) -> list[Entry]:
-        if not intents:
-            return []
         at = self._now()
-        fresh = {i.key: i for i in reversed(intents)}
-        rows = lines.entry_rows([fresh[key] for key in dict.fromkeys(i.key for i in intents)], at)
+        known = self._add(intents, at, "reserved")
+        fresh = {i.key: lines.new_entry(i, at) for i in reversed(intents) if i.key not in known}
+        return [known.get(i.key) or fresh[i.key] for i in intents]
 
-        def insert(connection: sa.Connection) -> list[Entry]:
-            known: dict[str, Entry] = {}
-            if self._many(connection, _INSERT_ENTRY, rows) < len(rows):
-                known = {e.key: e for e in _find_entries(connection, list(fresh))}
+    def dispatch(self, intents: Sequence[Intent]) -> dict[str, Entry]:
+        return self._add(intents, self._now(), "sent")
+
+    def _add(self, intents: Sequence[Intent], at: datetime, state: str) -> dict[str, Entry]:
+        """Insert what is new, all of it or nothing; return what was known."""
+        known: dict[str, Entry] = {}
+        check_fingerprints({}, intents)
+        new = {i.key: i for i in reversed(intents)}
+
+        def insert(connection: sa.Connection) -> bool:
+            fresh = [new[key] for key in dict.fromkeys(i.key for i in intents) if key not in known]
+            # Lines keep the order of their intents, and two who insert the same keys in two orders would deadlock.
+            self._lock(connection, f"entry {intents[0].pipeline if intents else ''}")
+            added = self._many(connection, _INSERT_ENTRY, lines.entry_rows(fresh, at, state))
+            return self._all_or_none(connection, added, len(fresh))
+
+        # Nearly always all are new, and the INSERT's count says so; else look which, and insert the rest.
+        while not self._write(insert):
+            known = self._read(lambda connection: {e.key: e for e in _find_entries(connection, list(new))})
             check_fingerprints({k: e.fingerprint for k, e in known.items()}, intents)
-            return [known.get(i.key) or lines.new_entry(fresh[i.key], at) for i in intents]
-
-        return self._write(insert)
+        return known
 
     def sent(self, keys: Collection[str]) -> None:
         self._move([Outcome(key, "sent") for key in set(keys)])
@@ -288,16 +301,10 @@ class SqlLedger(NoteKeeper):
                 )
                 for state, some in groupby(moving, key=lambda o: o.state)
             ]
-            return sum(counts) == len(moving)
+            return self._all_or_none(connection, sum(counts), len(moving))
 
-        def move_all(connection: sa.Connection) -> bool:
-            moved = move(connection, ordered)
-            if not moved:
-                connection.rollback()
-            return moved
-
-        # Nearly always all may move, and the condition in the UPDATE says so; else look at each.
-        if not self._write(move_all):
+        # Nearly always all may move, and the UPDATE's count says so; else look at each.
+        if not self._write(lambda connection: move(connection, ordered)):
             self._write(lambda connection: move(connection, _demand_moves(connection, ordered)))
 
     def look_up(self, key: str) -> Entry | None:
@@ -372,6 +379,12 @@ class SqlLedger(NoteKeeper):
             return 0
         style = statement if self._is_sqlite else statement.replace("?", "%s")
         return connection.exec_driver_sql(style, list(rows), {"preserve_rowcount": True}).rowcount
+
+    @staticmethod
+    def _all_or_none(connection: sa.Connection, touched: int, wanted: int) -> bool:
+        if touched != wanted:
+            connection.rollback()
+        return touched == wanted
 
     def _select(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
         return self._read(lambda connection: connection.execute(query).all())

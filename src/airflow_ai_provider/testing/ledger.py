@@ -87,6 +87,13 @@ class MemoryLedger(NoteKeeper):
                     self._entries[intent.key] = new_entry(intent, self._now())
             return [self._entries[i.key] for i in intents]
 
+    def dispatch(self, intents: Sequence[Intent]) -> dict[str, Entry]:
+        with self._lock:
+            known = {i.key: self._entries[i.key] for i in intents if i.key in self._entries}
+            self.reserve(intents)
+            self.sent([i.key for i in intents if i.key not in known])
+            return known
+
     def sent(self, keys: Collection[str]) -> None:
         self._move([Outcome(key, "sent") for key in dict.fromkeys(keys)])
 

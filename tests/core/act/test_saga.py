@@ -257,6 +257,7 @@ def test_a_clear_after_the_undo_changes_no_byte_and_sends_nothing(world: World) 
     assert world.compensate(steps=STEPS, failed=["page"])["compensated"] == len(SUBJECTS)
     before, sent = world.ledger.entries("p"), len(world.receiver.requests)
     assert world.act([rows]) == first
+    assert f"0 sent, 0 done, 0 refused, {len(SUBJECTS)} compensated" in world.said[-1], "but the log says so"
     assert world.compensate(steps=STEPS, failed=["page"])["compensated"] == 0
     assert world.ledger.entries("p") == before
     assert len(world.receiver.requests) == sent

@@ -26,6 +26,7 @@ class Settled:
 
     :param state: ``done``, ``refused``, ``unknown``, or ``later`` (surely not done).
     :param is_news: True when this chunk made it so, False when the ledger knew.
+    :param undone: what became of it since this run did it (``compensated``, ``parked``); the log says so.
     """
 
     state: str
@@ -33,6 +34,7 @@ class Settled:
     receiver_id: str = ""
     reason: str = ""
     is_news: bool = False
+    undone: str = ""
 
 
 CONFLICT = Settled(
@@ -66,39 +68,40 @@ class Courier:
         :param effects: each key once.
         :return: key → how it stands; all of it is in the ledger.
         """
-        # 1. reserve
-        entries, settled = self._reserve(effects)
-        wanted = {e.intent.key: e.request for e in effects}
-        todo = {key: wanted[key] for key, entry in entries.items() if self._is_due(entry)}
+        # 1. reserve, 2. sent: one commit for what is new
+        known, settled = self._dispatch(effects)
+        wanted = {e.intent.key: e.request for e in effects if e.intent.key not in settled}
+        again = [key for key, entry in known.items() if self._is_due(entry)]
         runs = {e.intent.key: e.intent.run_id for e in effects}
-        settled |= {k: self._known(entry, runs[k]) for k, entry in entries.items() if k not in todo}
-        may_be_done = {key for key in todo if entries[key].state in ("sent", "unknown")}
+        settled |= {key: self._known(entry, runs[key]) for key, entry in known.items() if not self._is_due(entry)}
+        todo = {key: request for key, request in wanted.items() if key not in settled}
+        may_be_done = {key for key in again if known[key].state in ("sent", "unknown")}
         for pause_s in (*PAUSES_S, None):
             if not todo:
                 break
-            # 2. sent, 3. send, 4. record
-            self.ledger.sent(list(todo))
+            if again:
+                self.ledger.sent(again)
+            # 3. send, 4. record
             answers = dict(zip(todo, self.sender.send(list(todo.values())), strict=True))
             judged = {key: judge(answer, key in may_be_done) for key, answer in answers.items()}
             self.ledger.record([self._outcome(key, answer) for key, answer in judged.items()])
             settled |= {key: _settle(answer) for key, answer in judged.items()}
             # Only what left and was not answered; what the receiver put off has had the sender's whole patience.
             todo = {k: todo[k] for k, a in judged.items() if a.state == "unknown" and answers[k].state != "later"}
-            may_be_done |= set(todo)
+            again = list(todo)
+            may_be_done |= set(again)
             if todo and pause_s is not None:
                 self.sleep(pause_s)
         return settled
 
-    def _reserve(self, effects: Sequence[Effect]) -> tuple[dict[str, Entry], dict[str, Settled]]:
-        """Reserve all; an effect whose key stands for another payload is refused, the others go on."""
-        intents, settled = [e.intent for e in effects], {}
+    def _dispatch(self, effects: Sequence[Effect]) -> tuple[dict[str, Entry], dict[str, Settled]]:
+        """Dispatch all; an effect whose key stands for another payload is refused, the others go on."""
+        intents = [e.intent for e in effects]
         try:
-            entries = self.ledger.reserve(intents)
+            return self.ledger.dispatch(intents), {}
         except IdempotencyConflictError as error:
-            clashes = [i for i in intents if i.key in set(error.keys)]
-            settled = self.refuse_conflicts(clashes)
-            entries = self.ledger.reserve([i for i in intents if i.key not in settled])
-        return {entry.key: entry for entry in entries}, settled
+            settled = self.refuse_conflicts([i for i in intents if i.key in set(error.keys)])
+        return self.ledger.dispatch([i for i in intents if i.key not in settled]), settled
 
     def refuse_conflicts(self, intents: Sequence[Intent]) -> dict[str, Settled]:
         """Note effects whose key stands for another payload: each gets a line of its own, never sent."""
@@ -115,7 +118,7 @@ class Courier:
             return Settled(entry.state, status, receiver_id, reason)
         if entry.run_id == run_id and not self.resend_refused:
             # A clear of the run that did and undid it: its outcomes keep their bytes, and the undo finds nothing to do.
-            return Settled("done", status, receiver_id)
+            return Settled("done", status, receiver_id, undone=entry.state)
         return Settled("refused", status, receiver_id, _UNDONE[entry.state])
 
     def _is_due(self, entry: Entry) -> bool:

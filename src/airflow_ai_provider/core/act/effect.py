@@ -124,5 +124,8 @@ def subject_text(value: Any) -> str:
 
 
 def name_of(*parts: str) -> str:
-    """Return the SHA-256 over some texts, as 64 hex digits; no two lists of texts give the same bytes to it."""
-    return hashlib.sha256("".join([f"{len(part)}:{part}" for part in parts]).encode()).hexdigest()
+    """Return a digest over some texts: the first 128 bits of their SHA-256, as 32 hex digits.
+
+    No two lists of texts give the same bytes to it.
+    """
+    return hashlib.sha256("".join([f"{len(part)}:{part}" for part in parts]).encode()).hexdigest()[:32]

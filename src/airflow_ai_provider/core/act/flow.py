@@ -173,7 +173,7 @@ def _collect(running: set[Future[dict[str, Settled]]], sheet: _Sheet, watch: Pro
         settled = future.result()
         sheet.settled |= settled
         states = [s.state for s in settled.values()]
-        watch.count(sum(s.is_news for s in settled.values()), states)
+        watch.count(sum(s.is_news for s in settled.values()), [s.undone or s.state for s in settled.values()])
         goes_on &= "later" not in states and set(states) != {"unknown"}
     return goes_on
 

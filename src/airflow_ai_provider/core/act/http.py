@@ -13,7 +13,8 @@ import math
 import threading
 import time
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -115,8 +116,16 @@ class HttpSender:
     def _open(self) -> _Line:
         with self._lock:
             if self._line is None:
-                self._line = _Line(self._headers, self._timeout, self._in_flight)
+                self._line = _Line(self._connect, self._work, self._in_flight)
             return self._line
+
+    def _connect(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=self._in_flight),
+            cookie_jar=aiohttp.DummyCookieJar(),  # one row's cookie is not the next one's
+            headers=self._headers,
+            timeout=self._timeout,
+        )
 
     async def _probe(self, line: _Line) -> int:
         async with line.session.get(self._url, allow_redirects=False) as response:
@@ -124,34 +133,41 @@ class HttpSender:
 
     async def _send_all(self, line: _Line, requests: Sequence[Request]) -> list[Answer]:
         # One for all: when the host is gone for good, the others do not wait out their own patience one by one.
-        outage = _Outage(time.monotonic() + self._patience_s)
-        waiting = iter(enumerate(requests))
-        answers: list[Answer | None] = [None] * len(requests)
+        errand = _Errand(self._patience_s, len(requests))
+        for index, request in enumerate(requests):
+            line.waiting.put_nowait(_Item(errand, index, request))
+        line.errands.add(errand)
+        try:
+            await errand.is_through.wait()
+        finally:  # the caller was interrupted: what waits is not sent any more
+            errand.is_final = True
+            line.errands.discard(errand)
+        return [answer for answer in errand.answers if answer is not None]
 
-        async def work() -> None:
-            for index, request in waiting:
-                answers[index] = await self._send_one(line, request, outage)
-
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(self._in_flight, len(requests))):
-                group.create_task(work())
-        return [answer for answer in answers if answer is not None]
-
-    async def _send_one(self, line: _Line, request: Request, outage: _Outage) -> Answer:
-        pause_s = 0.1
+    async def _work(self, line: _Line) -> None:
+        """Send what waits, one after the other; ``in_flight`` of these run at a time."""
         while True:
-            if outage.is_final:
-                return Answer("later", reason=outage.reason)
-            async with line.slots:
-                answer, wait_s = await self._try(line.session, request)
-            if answer.state != "later":
-                outage.is_over(time.monotonic() + self._patience_s)
-                return answer
-            wait_s = pause_s if wait_s is None else wait_s
-            if answer.status in _HOPELESS_NOW or outage.ends_before(wait_s, answer.reason):
-                return answer
-            await outage.wait(wait_s)
-            pause_s = min(pause_s * 2, 5.0)
+            item = await line.waiting.get()
+            try:
+                await self._handle(line, item)
+            except Exception as error:  # a bug here must not leave a caller waiting for ever
+                item.errand.settle(item.index, Answer("unknown", reason=f"not sent well: {self._show(error)}"))
+
+    async def _handle(self, line: _Line, item: _Item) -> None:
+        errand = item.errand
+        if errand.is_final:
+            errand.settle(item.index, Answer("later", reason=errand.reason))
+            return
+        answer, wait_s = await self._try(line.session, item.request)
+        if answer.state != "later":
+            errand.goes_on(self._patience_s)
+        elif answer.status not in _HOPELESS_NOW:
+            wait_s = item.pause_s if wait_s is None else wait_s
+            item.pause_s = min(item.pause_s * 2, 5.0)
+            if not errand.ends_before(wait_s, answer.reason):
+                errand.put_off(item, wait_s, line.waiting)
+                return
+        errand.settle(item.index, answer)
 
     async def _try(self, session: aiohttp.ClientSession, request: Request) -> tuple[Answer, float | None]:
         url = URL(f"{self.address.rstrip('/')}{request.path}", encoded=True)
@@ -200,60 +216,93 @@ class HttpSender:
 
 
 class _Line:
-    """An event loop in a thread, with one session: connections outlive a single send."""
+    """An event loop in a thread, with one session and its workers: connections outlive a single send."""
 
-    def __init__(self, headers: Mapping[str, str], timeout: aiohttp.ClientTimeout, in_flight: int) -> None:
+    def __init__(self, connect: Callable[[], aiohttp.ClientSession], work: Callable[[_Line], Any], count: int) -> None:
         self.loop = asyncio.new_event_loop()
+        self.waiting: asyncio.Queue[_Item] = asyncio.Queue()
+        self.errands: set[_Errand] = set()
         self._thread = threading.Thread(target=self.loop.run_forever, name="http-sender", daemon=True)
         self._thread.start()
-        self.session, self.slots = asyncio.run_coroutine_threadsafe(
-            self._connect(headers, timeout, in_flight), self.loop
-        ).result()
+        self._workers: list[asyncio.Task[None]] = []
+        asyncio.run_coroutine_threadsafe(self._start(connect, work, count), self.loop).result()
 
-    @staticmethod
-    async def _connect(
-        headers: Mapping[str, str], timeout: aiohttp.ClientTimeout, in_flight: int
-    ) -> tuple[aiohttp.ClientSession, asyncio.Semaphore]:
-        session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=in_flight),
-            cookie_jar=aiohttp.DummyCookieJar(),  # one row's cookie is not the next one's
-            headers=headers,
-            timeout=timeout,
-        )
-        return session, asyncio.Semaphore(in_flight)
+    async def _start(
+        self, connect: Callable[[], aiohttp.ClientSession], work: Callable[[_Line], Any], count: int
+    ) -> None:
+        self.session = connect()
+        self._workers = [self.loop.create_task(work(self)) for _ in range(count)]
 
     def close(self) -> None:
-        asyncio.run_coroutine_threadsafe(self.session.close(), self.loop).result()
+        asyncio.run_coroutine_threadsafe(self._stop(), self.loop).result()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
         self.loop.close()
 
+    async def _stop(self) -> None:
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+        for errand in list(self.errands):
+            errand.abandon()
+        await self.session.close()
 
-class _Outage:
-    """What the requests of one send know together about a receiver that takes nothing."""
 
-    def __init__(self, until: float) -> None:
-        self._until, self.reason, self._final = until, "", asyncio.Event()
+class _Errand:
+    """The requests of one send, and what they know together about a receiver that takes nothing."""
 
-    @property
-    def is_final(self) -> bool:
-        return self._final.is_set()
+    def __init__(self, patience_s: float, count: int) -> None:
+        self.answers: list[Answer | None] = [None] * count
+        self.is_through = asyncio.Event()
+        self.reason = ""
+        self.is_final = False
+        self._left, self._until = count, time.monotonic() + patience_s
+        if not count:
+            self.is_through.set()
+        self._put_off: dict[int, tuple[asyncio.TimerHandle, _Item, asyncio.Queue[_Item]]] = {}
 
-    def is_over(self, until: float) -> None:
-        self._until = until
+    def settle(self, index: int, answer: Answer) -> None:
+        self.answers[index] = answer
+        self._left -= 1
+        if not self._left:
+            self.is_through.set()
+
+    def abandon(self) -> None:
+        """Let the caller go: what has no answer yet may have left."""
+        for index, answer in enumerate(self.answers):
+            if answer is None:
+                self.settle(index, Answer("unknown", reason="the sender was closed meanwhile"))
+
+    def goes_on(self, patience_s: float) -> None:
+        self._until = time.monotonic() + patience_s
 
     def ends_before(self, wait_s: float, reason: str) -> bool:
         """True when waiting so long would outlast the patience; then nobody waits any more."""
         if time.monotonic() + wait_s >= self._until and not self.is_final:
-            self.reason = reason
-            self._final.set()
+            self.reason, self.is_final = reason, True
+            for timer, item, waiting in list(self._put_off.values()):
+                timer.cancel()
+                waiting.put_nowait(item)
+            self._put_off.clear()
         return self.is_final
 
-    async def wait(self, wait_s: float) -> None:
-        try:
-            await asyncio.wait_for(self._final.wait(), wait_s)
-        except TimeoutError:
-            return
+    def put_off(self, item: _Item, wait_s: float, waiting: asyncio.Queue[_Item]) -> None:
+        """Let a request wait without holding a connection."""
+
+        def back() -> None:
+            del self._put_off[item.index]
+            waiting.put_nowait(item)
+
+        timer = asyncio.get_running_loop().call_later(wait_s, back)
+        self._put_off[item.index] = (timer, item, waiting)
+
+
+@dataclass
+class _Item:
+    errand: _Errand
+    index: int
+    request: Request
+    pause_s: float = 0.1
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:

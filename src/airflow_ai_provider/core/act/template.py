@@ -89,10 +89,12 @@ def plain(value: Any) -> Any:
 
     :raises SpecError: when it has no JSON form; a retry does not help.
     """
-    if value is None or isinstance(value, bool | int | str):
+    if value is None or type(value) in (str, int, bool):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if isinstance(value, int | str):
+        return value
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
