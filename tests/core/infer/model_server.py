@@ -139,12 +139,18 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, *_write(self.fake, asked, outputs))
 
 
+class _Quiet(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *args: Any) -> None:
+        """A client that lost its patience is what the tests are about."""
+
+
 @contextmanager
-def serving(**facts: Any) -> Iterator[FakeServer]:
-    """Serve for the length of the block."""
+def serving(at: int = 0, **facts: Any) -> Iterator[FakeServer]:
+    """Serve for the length of the block, at a port if one is given."""
     fake = FakeServer(**facts)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"fake": fake}))
-    server.daemon_threads = True
+    server = _Quiet(("127.0.0.1", at), type("Bound", (Handler,), {"fake": fake}))
     fake.port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()

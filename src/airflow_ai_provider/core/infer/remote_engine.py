@@ -176,7 +176,10 @@ class RemoteEngine:
             )
         settled = {name: _settle_output(name, list(tries.values())) for name in self._wanted or first}
         cast = {fill: [_cast(n, found[n], kept) for n, kept in settled.items()] for fill, found in tries.items()}
-        reading = settle_reading(lambda fill: cast[fill], self._pin.metadata)
+        # Without scores there is nothing to ask whether it adds up.
+        has_scores = any(np.dtype(kept.kind).kind == "f" for kept in settled.values())
+        metadata = self._pin.metadata if has_scores else {**self._pin.metadata, "scores": "probabilities"}
+        reading = settle_reading(lambda fill: cast[fill], metadata)
         reads_scores = reading.kind != "labels"
         reads_label = not reads_scores or (reading.classes is None and reading.label >= 0)
         names = list(settled)
