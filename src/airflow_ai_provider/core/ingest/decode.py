@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from airflow_ai_provider.core.batch import ROW_ID
 from airflow_ai_provider.core.ingest.contract import EXTRA, FAULT, ORIGIN, PAYLOAD, REASONS, STAGE
-from airflow_ai_provider.core.ingest.json_rows import ARROW, JsonRows, infer, is_column
+from airflow_ai_provider.core.ingest.json_rows import ARROW, JsonBlock, JsonRows, infer, is_column
 from airflow_ai_provider.core.ingest.typed_rows import cast_text, cast_typed, infer_text, row_json
 from airflow_ai_provider.errors import SpecError
 
@@ -64,9 +64,8 @@ class RowDecoder:
         return self._decode_json(table) if self._format == "json" else self._decode_columns(table)
 
     def _decode_json(self, table: pa.Table) -> Decoded:
-        payloads: list[bytes | None] = table[PAYLOAD].to_pylist()
-        rows = self._rows or self._json_rows(payloads)
-        block = rows.decode(payloads)
+        payloads = _one_array(table[PAYLOAD])
+        rows, block = (self._rows, self._rows.decode(payloads)) if self._rows else self._first(payloads)
         if block.kept:
             self._rows = rows
         kept = table if len(block.kept) == table.num_rows else table.take(pa.array(block.kept, pa.int64()))
@@ -82,16 +81,18 @@ class RowDecoder:
         rejected = table.take(pa.array(block.faults, pa.int64()))
         return Decoded(accepted, quarantine(rejected, "decode", list(block.faults.values())))
 
-    def _json_rows(self, payloads: Sequence[bytes | None]) -> JsonRows:
+    def _first(self, payloads: pa.BinaryArray) -> tuple[JsonRows, JsonBlock]:
+        """Decode the first block, and again when that shows fields that nobody declared."""
         declared = {name: kind or "json" for name, kind in self._schema.items()}
         if "" not in self._schema.values():
             rows = JsonRows(declared)
-            if not any(rows.decode(payloads).extras):
-                # one decode more, of the first block only, tells whether there is anything to infer
-                return rows
+            block = rows.decode(payloads)
+            if not any(block.extras):
+                return rows, block
         named = {name: kind for name, kind in self._schema.items() if kind}
-        found = infer(payloads, named)
-        return JsonRows({**declared, **found} if self._schema else found)
+        found = infer(payloads.to_pylist(), named)
+        rows = JsonRows({**declared, **found} if self._schema else found)
+        return rows, rows.decode(payloads)
 
     def _decode_columns(self, table: pa.Table) -> Decoded:
         if FAULT in table.column_names:
@@ -184,6 +185,11 @@ def _payloads(table: pa.Table) -> pa.Array | pa.ChunkedArray:
         return pc.coalesce(own, table["bytes"].cast(pa.binary()))
     made = pa.array([row_json(row) for row in table.select(names).to_pylist()], pa.binary())
     return pc.coalesce(own, made)
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    values = column.combine_chunks()
+    return pa.concat_arrays(values.chunks) if isinstance(values, pa.ChunkedArray) else values
 
 
 def _texts(table: pa.Table, name: str) -> list[str]:
