@@ -1,0 +1,1 @@
+"""One module per case; its file name is the case's name."""
