@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from airflow_ai_provider.core.batch import Pin
@@ -44,21 +46,25 @@ def test_a_warm_cache_asks_no_registry(warm: tuple[Pin, Path]) -> None:
     assert [path.name for path in cache_dir.iterdir()] == [folder.name]
 
 
-def test_opening_a_pinned_cached_model_imports_neither_mlflow_nor_torch_nor_airflow(warm: tuple[Pin, Path]) -> None:
+def test_predicting_with_a_pinned_cached_model_imports_neither_mlflow_nor_torch_nor_pandas(
+    warm: tuple[Pin, Path], tmp_path: Path
+) -> None:
     pin, cache_dir = warm
+    pq.write_table(models.cancer_rows(), tmp_path / "rows.parquet")
     script = (
         "import json, sys\n"
         "from airflow_ai_provider.core.batch import Pin\n"
         "from airflow_ai_provider.core.infer.cache import fetch\n"
         "from airflow_ai_provider.core.infer.engine import open_engine\n"
         "pin = Pin.from_dict(json.loads(sys.argv[1]))\n"
-        "with open_engine(pin, fetch(pin, sys.argv[2]), 'cpu') as engine: pass\n"
+        "import pyarrow.parquet as pq\n"
+        "rows = pq.ParquetFile(sys.argv[3]).read()\n"
+        "with open_engine(pin, fetch(pin, sys.argv[2]), 'cpu') as engine:\n"
+        "    assert engine.predict(rows, 100)['error'].null_count == rows.num_rows\n"
         "print(*sorted({'mlflow', 'torch', 'airflow', 'pandas', 'sqlalchemy', 'yaml', 'PIL'} & set(sys.modules)))\n"
     )
-    import json
-
     ran = subprocess.run(
-        [sys.executable, "-c", script, json.dumps(pin.to_dict()), str(cache_dir)],
+        [sys.executable, "-c", script, json.dumps(pin.to_dict()), str(cache_dir), str(tmp_path / "rows.parquet")],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,

@@ -12,8 +12,6 @@ import contextlib
 import hashlib
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -82,6 +80,9 @@ def differences(folder: Path, files: Mapping[str, str]) -> list[str]:
 @contextlib.contextmanager
 def aside(cache_dir: str | Path) -> Iterator[Path]:
     """Give an empty folder on the cache's own file system; what was not placed from it is removed."""
+    import shutil  # here, with tempfile: a warm cache needs neither, and a cold start counts milliseconds
+    import tempfile
+
     Path(cache_dir).mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=".aside-", dir=cache_dir))
     try:

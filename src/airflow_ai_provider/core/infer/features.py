@@ -16,7 +16,6 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from airflow_ai_provider.core.batch import Pin
 from airflow_ai_provider.errors import SignatureError
@@ -192,8 +191,8 @@ class SeparateColumns:
                 bad = bad if missing is None else bad | missing
                 array[bad] = 0
             else:
-                bad = pc.is_null(column).to_numpy(zero_copy_only=False)
-                array = pc.fill_null(pc.cast(column, pa.string()), "").to_numpy(zero_copy_only=False)
+                bad = column.is_null().to_numpy(zero_copy_only=False)
+                array = column.cast(pa.string()).fill_null("").to_numpy(zero_copy_only=False)
             for row in np.flatnonzero(bad).tolist():
                 value = column[row].as_py()
                 fault = "null_value" if value is None else "not_finite"
@@ -298,11 +297,16 @@ def _numbers(column: pa.ChunkedArray, dtype: np.dtype[Any], hole: float) -> tupl
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
     kind = array.type
     if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
-        array = pc.cast(array, pa.from_numpy_dtype(dtype), safe=False)
+        array = array.cast(pa.from_numpy_dtype(dtype), safe=False)
     if array.null_count == 0:
-        return array.to_numpy(zero_copy_only=False), None
-    missing = pc.is_null(array).to_numpy(zero_copy_only=False)
+        return _values(array), None
+    missing = array.is_null().to_numpy(zero_copy_only=False)
     if pa.types.is_integer(array.type) and dtype.kind == "f":
-        array = pc.cast(array, pa.float64(), safe=False)
+        array = array.cast(pa.float64(), safe=False)
     hole = hole if pa.types.is_floating(array.type) else 0
-    return pc.fill_null(array, pa.scalar(hole, array.type)).to_numpy(zero_copy_only=False), missing
+    return _values(array.fill_null(pa.scalar(hole, array.type))), missing
+
+
+def _values(array: pa.Array) -> Array:
+    """Look at a column's numbers where they lie. (pyarrow's to_numpy would import pandas, a second of a cold start.)"""
+    return np.from_dlpack(array) if len(array) else np.empty(0, np.float32)

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from airflow_ai_provider.core.batch import ROW_ID
 from airflow_ai_provider.errors import SignatureError
@@ -150,9 +149,11 @@ def _table(
     scores = pa.nulls(row_count, pa.float64()) if score is None else _column(score, np.float64)
     lists = pa.nulls(row_count, _PROBABILITIES) if probabilities is None else _lists(probabilities)
     if errors:
+        import pyarrow.compute as pc  # a fifth of a cold start, and most chunks have no error
+
         texts = [errors.get(row) for row in range(row_count)]
         reasons = pa.array(texts, pa.string())
-        failed = pc.is_valid(reasons)
+        failed = reasons.is_valid()
         prediction, scores, lists = (
             pc.if_else(failed, pa.scalar(None, column.type), column) for column in (prediction, scores, lists)
         )
