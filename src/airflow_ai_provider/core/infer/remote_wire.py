@@ -7,6 +7,7 @@ shown to a person is one short line.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ from airflow_ai_provider.errors import ConnectionConfigError, EngineUnavailableE
 Array = npt.NDArray[Any]
 JSON_TYPE = {"Content-Type": "application/json"}
 _REASON_LIMIT = 300
+_RAISED = re.compile(r"[\w.]*(Error|Exception)\b")
 # MLflow's types of a signature's columns.
 COLUMN_TYPES = {
     "double": np.float64,
@@ -240,7 +242,7 @@ def fit(arrays: Sequence[Array], specs: Sequence[InputSpec]) -> list[Array]:
 
 
 def _words(body: bytes) -> str:
-    """Take what the server says out of its answer; of a traceback the last line, which says what happened."""
+    """Take what the server says out of its answer; of a traceback the line that says what was raised."""
     text = body[:200_000].decode("utf-8", "replace")
     try:
         said = json.loads(text)
@@ -251,7 +253,8 @@ def _words(body: bytes) -> str:
         text = " ".join(part if isinstance(part, str) else json.dumps(part) for part in chosen) or text
     head, trace, tail = text.partition("Traceback (most recent call last)")
     if trace:
-        lines = [line for line in tail.splitlines() if line.strip()]
-        text = f"{head[:150]} {lines[-1] if lines else ''}"
+        lines = [line.strip() for line in tail.splitlines() if line.strip()]
+        raised = [line for line in lines if _RAISED.match(line)] or lines
+        text = f"{head[:150]} {raised[-1] if raised else ''}"
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return text if len(text) <= _REASON_LIMIT else text[: _REASON_LIMIT - 1] + "…"
