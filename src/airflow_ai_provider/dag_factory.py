@@ -83,8 +83,9 @@ def build_dag(plan: Plan) -> DAG:
         arguments = {name: _resolve(value, tasks) for name, value in task.arguments.items()}
         if task.verb != "undo":  # a teardown sets its own
             arguments["trigger_rule"] = task.trigger_rule
-        tasks[task.task_id] = _OPERATORS[task.verb](task_id=task.task_id, dag=dag, **arguments)
-        tasks[task.task_id].set_upstream([tasks[name] for name in task.upstream])
+        made = tasks[task.task_id] = _OPERATORS[task.verb](task_id=task.task_id, dag=dag, **arguments)
+        # References have set most dependencies already; setting one again costs a warning.
+        made.set_upstream([tasks[name] for name in task.upstream if name not in made.upstream_task_ids])
     return dag
 
 
