@@ -95,4 +95,25 @@ _CONNECTION_TYPES: list[dict[str, Any]] = [
             "placeholders": {"host": "https://tickets.example.com"},
         },
     },
+    {
+        "connection-type": "ai_model_server",
+        "hook-class-name": f"{_PACKAGE}.hooks.model_server.ModelServerHook",
+        "hook-name": "AI model server",
+        "conn-fields": {
+            "protocol": _text(
+                "Protocol", "oip (Triton, KServe, MLServer; the default), mlflow, torchserve, tensorflow"
+            ),
+            "model": _text("Model", "Its name on the server; default: the registered model's"),
+            "version": _text("Version", "Only if the server counts otherwise than the registry; then no proof"),
+            "outputs": _text("Outputs", "Names, with commas between; default: what the server gives"),
+            "timeout_s": _number("Timeout (s)", "Per request; default 30"),
+            "patience_s": _number("Patience (s)", "Over all tries of one request; default 120"),
+            "in_flight": _number("Requests in flight", "At a time; default 8"),
+        },
+        "ui-field-behaviour": {
+            "hidden-fields": [],
+            "relabeling": {"schema": "Scheme", "password": "Password or bearer token"},
+            "placeholders": {"host": "http://triton", "port": "8000"},
+        },
+    },
 ]

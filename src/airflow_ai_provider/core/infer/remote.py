@@ -25,7 +25,7 @@ from airflow_ai_provider.core.infer.remote_engine import RemoteEngine
 from airflow_ai_provider.core.infer.remote_json import MlflowWire, TensorFlowWire, TorchServeWire
 from airflow_ai_provider.core.infer.remote_oip import OipWire
 from airflow_ai_provider.core.infer.remote_wire import Ask, Reply, Wire
-from airflow_ai_provider.errors import ConnectionConfigError, EngineUnavailableError, RowMismatchError
+from airflow_ai_provider.errors import ConnectionConfigError, DeviceError, EngineUnavailableError, RowMismatchError
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -40,17 +40,28 @@ _LATER = {408, 425, 429, 502, 503, 504}
 _ANSWER_LIMIT = 256 << 20
 
 
-def open_remote(pin: Pin, endpoint: RemoteEndpoint, headers: Mapping[str, str] | None = None) -> RemoteEngine:
+def open_remote(
+    pin: Pin, endpoint: RemoteEndpoint, headers: Mapping[str, str] | None = None, device: str = "auto"
+) -> RemoteEngine:
     """Meet a model server and prove, where the protocol can, that it serves the pinned version.
 
     :param pin: what the run resolved; its files are not needed here.
     :param endpoint: where the server is.
     :param headers: sent with every request, such as ``Authorization``; their values are never shown.
+    :param device: the device is the server's matter: ``require_cuda`` cannot be kept, anything else is only noted.
+    :raises DeviceError: ``require_cuda`` was asked for; no retry helps.
     :raises ModelPinError: the server serves another version, or has no such model; no retry helps.
     :raises SignatureError: the server refuses rows of the signature's types; no retry helps.
     :raises ConnectionConfigError: wrong login, address or protocol; no retry helps.
     :raises EngineUnavailableError: the server does not answer; a retry may help.
     """
+    if device == "require_cuda":
+        raise DeviceError(
+            f"device 'require_cuda' was asked for, and the model server {endpoint.url} does not tell what it runs on. "
+            "No row was predicted. Leave device at 'auto' and let the server see to its GPU, or predict on a worker.",
+            asked=device,
+            found="remote",
+        )
     line = HttpLine(endpoint, headers)
     try:
         wire: Wire = _WIRES[endpoint.protocol](pin, endpoint)
