@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
 from airflow_ai_provider.retry import RETRY_POLICY
 from airflow_ai_provider.run import run_of
+
+if TYPE_CHECKING:
+    from airflow_ai_provider.core.batch import Pin
+    from airflow_ai_provider.core.infer.engine import Engine
 
 
 class PinModelOperator(BaseOperator):
@@ -68,14 +72,15 @@ class BatchInferenceOperator(BaseOperator):
         anything else. Templated.
     :param batch_size: rows per call of the model; None lets the engine choose. Templated.
     :param max_failed: share or count of rows that may fail; more fail the task. None sets no limit. Templated.
+    :param endpoint: connection of a model server that predicts instead of this worker; None predicts here. Templated.
     :param mlflow_conn_id: connection of the MLflow registry, for a worker that has not the model's files yet.
     :param store_conn_id: connection of the store.
     :return: reference of the predictions (XCom).
-    :raises ModelPinError: bytes differ from the pin; a retry does not help.
+    :raises ModelPinError: bytes differ from the pin, or the server serves another version; a retry does not help.
     :raises DeviceError: the required device is not what the engine runs on; a retry does not help.
     """
 
-    template_fields: Sequence[str] = ("batch", "model", "device", "batch_size", "max_failed")
+    template_fields: Sequence[str] = ("batch", "model", "device", "batch_size", "max_failed", "endpoint")
     ui_color = "#e4dcff"
 
     def __init__(
@@ -86,6 +91,7 @@ class BatchInferenceOperator(BaseOperator):
         device: str = "auto",
         batch_size: int | str | None = None,
         max_failed: float | str | None = None,
+        endpoint: str | None = None,
         mlflow_conn_id: str = "mlflow_default",
         store_conn_id: str = "ai_store_default",
         **kwargs: Any,
@@ -96,21 +102,18 @@ class BatchInferenceOperator(BaseOperator):
         self.device = device
         self.batch_size = batch_size
         self.max_failed = max_failed
+        self.endpoint = endpoint
         self.mlflow_conn_id = mlflow_conn_id
         self.store_conn_id = store_conn_id
 
     def execute(self, context: Any) -> dict[str, Any]:
         """Check the pin, open the engine, predict."""
         from airflow_ai_provider.core.batch import BatchRef, Pin, share_or_count
-        from airflow_ai_provider.core.infer.cache import fetch
-        from airflow_ai_provider.core.infer.engine import open_engine
         from airflow_ai_provider.core.infer.flow import infer
-        from airflow_ai_provider.hooks.mlflow import MlflowRegistryHook
         from airflow_ai_provider.hooks.store import StoreHook
 
         pin = Pin.from_dict(self.model)
-        folder = fetch(pin, cache_dir(), MlflowRegistryHook(self.mlflow_conn_id).tracking_uri)
-        with open_engine(pin, folder, self.device) as engine:
+        with self._open(pin) as engine:
             return infer(
                 BatchRef.from_dict(self.batch),
                 pin,
@@ -120,6 +123,19 @@ class BatchInferenceOperator(BaseOperator):
                 batch_size=int(self.batch_size or 0) or None,
                 max_failed=share_or_count(self.max_failed),
             ).to_dict()
+
+    def _open(self, pin: Pin) -> Engine:
+        """Open the model on this worker, or meet the server that has it."""
+        if self.endpoint:
+            from airflow_ai_provider.hooks.model_server import ModelServerHook
+
+            return ModelServerHook(self.endpoint).open_engine(pin, self.device)
+        from airflow_ai_provider.core.infer.cache import fetch
+        from airflow_ai_provider.core.infer.engine import open_engine
+        from airflow_ai_provider.hooks.mlflow import MlflowRegistryHook
+
+        folder = fetch(pin, cache_dir(), MlflowRegistryHook(self.mlflow_conn_id).tracking_uri)
+        return open_engine(pin, folder, self.device)
 
 
 def cache_dir() -> str:

@@ -172,6 +172,7 @@ def _infer(spec: Spec) -> TaskPlan:
         "device": infer.device,
         "batch_size": infer.batch_size,
         "max_failed": infer.max_failed,
+        "endpoint": infer.endpoint,
     }
     return TaskPlan("infer", "infer", _given(arguments), ("pin", "ingest"))
 

@@ -129,6 +129,7 @@ class Infer(Section):
     device: Literal["auto", "cpu", "cuda", "require_cuda"] = "auto"
     batch_size: Annotated[int, Field(ge=1)] | None = None
     max_failed: Limit | None = None
+    endpoint: Text | None = None
 
 
 class FallbackRule(Section):

@@ -18,7 +18,16 @@ from airflow_ai_provider.core.decide.policy import Fallback, Policy
 from airflow_ai_provider.core.decide.rule import find_faults
 from airflow_ai_provider.core.pipeline.document import Document, DocumentError, Fault, Location, read_document
 from airflow_ai_provider.core.pipeline.fault import explain, path_of
-from airflow_ai_provider.core.pipeline.section import METHODS, Decide, FallbackRule, Ingest, Section, Sections, Step
+from airflow_ai_provider.core.pipeline.section import (
+    METHODS,
+    Decide,
+    FallbackRule,
+    Infer,
+    Ingest,
+    Section,
+    Sections,
+    Step,
+)
 from airflow_ai_provider.errors import SpecError
 
 T = TypeVar("T", bound=Section)
@@ -115,6 +124,7 @@ def _read_sections(document: Document) -> tuple[Sections | None, list[Fault]]:
     # Each section is judged for itself, so that a fault in one does not hide those of another.
     # Dependencies between keys are judged on what is sound, so that a faulty key does not hide them.
     faults += _ingest_faults(data.get("ingest"))
+    faults += _infer_faults(data.get("infer"))
     faults += _decide_faults(data.get("decide"))
     faults += _step_faults(data)
     if "review" in data and data["review"] is None:
@@ -160,6 +170,12 @@ def _ingest_faults(raw: Any) -> Iterator[Fault]:
     topic = ingest.kafka or ""
     if topic and "{{" not in topic and not re.fullmatch(r"[\w.-]{1,249}", topic):
         yield ("ingest", "kafka"), f"{topic!r} is not a topic name. It has letters, digits, . _ and - only"
+
+
+def _infer_faults(raw: Any) -> Iterator[Fault]:
+    infer = _sound(Infer, raw, {"model": "m/1"})
+    if infer is not None and infer.endpoint is not None and infer.device == "require_cuda":
+        yield ("infer", "device"), "is require_cuda, which a model server does not prove. Leave device or endpoint out"
 
 
 def _policy(decide: Decide) -> Policy:
