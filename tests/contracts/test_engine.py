@@ -1,10 +1,11 @@
-"""What every engine promises, over arithmetic, ONNX Runtime and torch."""
+"""What every engine promises, over arithmetic, ONNX Runtime, torch and a model server."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +13,10 @@ import pytest
 
 from airflow_ai_provider.core.batch import ROW_ID
 from airflow_ai_provider.core.infer.engine import Engine, open_engine
+from airflow_ai_provider.core.infer.remote import open_remote
 from airflow_ai_provider.errors import SignatureError
 from airflow_ai_provider.testing import ArithmeticEngine
-from tests.core.infer import models
+from tests.core.infer import model_server, models
 
 COLUMNS = {
     ROW_ID: pa.string(),
@@ -33,6 +35,7 @@ class Case:
     broken: pa.Table
     broken_at: list[int]
     spoilt_column: str
+    stack: ExitStack = field(default_factory=ExitStack)
 
 
 def arithmetic() -> Case:
@@ -58,11 +61,20 @@ def torch() -> Case:
     return Case(open_engine(*models.digit_torch(), "cpu"), rows, broken, [0, 5, 299], "bytes")
 
 
-@pytest.fixture(params=[arithmetic, onnx, torch], ids=lambda make: make.__name__)
+def remote() -> Case:
+    stack = ExitStack()
+    fake = stack.enter_context(model_server.serving())
+    rows = model_server.rows_of(500)
+    broken = model_server.with_x(rows, {0: None, 1: float("nan"), 499: 5000.0})
+    endpoint = fake.endpoint(timeout_s=10)
+    return Case(open_remote(model_server.PIN, endpoint), rows, broken, [0, 1, 499], "y", stack)
+
+
+@pytest.fixture(params=[arithmetic, onnx, torch, remote], ids=lambda make: make.__name__)
 def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     make: Callable[[], Case] = request.param
     made = make()
-    with made.engine:
+    with made.stack, made.engine:
         yield made
 
 
@@ -138,5 +150,5 @@ def test_missing_columns_are_named_before_the_first_row(case: Case) -> None:
 
 
 def test_it_says_what_it_is(case: Case) -> None:
-    assert case.engine.device in ("cpu", "cuda")
+    assert case.engine.device in ("cpu", "cuda", "remote")
     assert case.engine.workers >= 1 and case.engine.batch_size >= 1 and case.engine.row_bytes >= 1
