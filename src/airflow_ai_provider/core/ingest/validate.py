@@ -1,11 +1,13 @@
 """The one door to Great Expectations: its verdicts, taken as complete index lists, as reasons per row.
 
-Invariants: Great Expectations itself judges; an exception is not a verdict; a row is rejected for every rule it breaks.
+Invariants: every verdict is Great Expectations' own, given by itself or, where that is proven to be the same, by
+:mod:`.kernel`; an exception is not a verdict; a row is rejected for every rule it breaks.
 
 How a block becomes its frame, and what that changes (see DATA_TRAPS in the docs):
 
-- Columns are Arrow-backed, so a null leaves an integer an integer, and texts and regexes are Arrow's: a pattern is RE2
-  (no look-around, no back-references). NaN is a value, not a null, and lies outside every range.
+- Columns are Arrow-backed, so a null leaves an integer an integer, and texts are Arrow's: a pattern must be one that RE2
+  can read (no look-around, no back-references); where RE2 and Python's re differ, pandas asks Python's. NaN is a
+  value, not a null, and lies outside every range.
 - A column of nulls only has no type: every row-level rule but not_be_null passes it.
 - Times are UTC without a zone; bounds written as dates or with an offset are brought to the same.
 - null breaks no rule but not_be_null, and rules that compare columns: there, as in Great Expectations' own frames, a
@@ -21,6 +23,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ from typing import Any
 os.environ["GX_ANALYTICS_ENABLED"] = "false"
 
 import great_expectations as gx
+import numpy as np
 import pandas as pd  # type: ignore[import-untyped,unused-ignore]
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -42,8 +46,10 @@ from great_expectations.expectations.expectation_configuration import Expectatio
 from great_expectations.expectations.registry import get_expectation_impl, list_registered_expectation_implementations
 
 from airflow_ai_provider.core.batch import ROW_ID
+from airflow_ai_provider.core.ingest.column import flags
 from airflow_ai_provider.core.ingest.contract import BatchRules, Judgement, Verdict, no_reasons, with_reasons
 from airflow_ai_provider.core.ingest.json_rows import is_column
+from airflow_ai_provider.core.ingest.kernel import arguments_of, find_broken
 from airflow_ai_provider.core.ingest.rule_text import plain_bounds, reason, regex_faults
 from airflow_ai_provider.core.ingest.suite import Faults, Rule, Suite, load_suite, nearest, open_validator, raise_faults
 from airflow_ai_provider.errors import BatchRejectedError
@@ -84,6 +90,8 @@ _COMPARES = frozenset(
     }
 )
 """They raise on a null in Arrow-backed frames, so they see rows without nulls only, and the door decides the rest."""
+_SETS = frozenset({"expect_column_values_to_be_in_set", "expect_column_values_to_not_be_in_set"})
+"""They raise on a column of nulls only, whose lack of a type the set's members do not have; it breaks neither."""
 _ANSWERED_BY_DTYPE = "expect_column_values_to_be_in_type_list"
 _LEAVES_OUT_SOME = frozenset({"either_value_is_missing", "any_value_is_missing"})
 
@@ -104,13 +112,14 @@ class _Frame(pd.DataFrame):  # type: ignore[misc,unused-ignore]
 
 @dataclass(frozen=True)
 class _Bound:
-    """One rule, with what Great Expectations made of it."""
+    """One rule, with what Great Expectations made of it; ``kernel``: its arguments, if a kernel may judge it."""
 
     rule: Rule
     number: int
     expectation: Any
     names_rows: bool
     by_row: bool
+    kernel: Mapping[str, Any] | None = None
 
     @property
     def policy(self) -> str:
@@ -133,12 +142,13 @@ class GxValidator:
     Without it a row-level rule quarantines the rows that break it, a whole-batch rule refuses the batch.
 
     :param suite: in Great Expectations' JSON form, or the path of such a file.
+    :param kernels: False has every rule judged by Great Expectations itself: slower, with the same verdicts.
     :raises SpecError: listing every fault (missing file, unknown expectation, wrong arguments); a retry does not help.
     """
 
-    def __init__(self, suite: Mapping[str, Any] | str | Path) -> None:
+    def __init__(self, suite: Mapping[str, Any] | str | Path, *, kernels: bool = True) -> None:
         parsed = load_suite(suite)
-        self._suite = parsed
+        self._suite, self._only_gx = parsed, not kernels
         where = "the expectation suite" if isinstance(suite, Mapping) else str(suite)
         bound = _bind(parsed, where)
         self._row_rules = [b for b in bound if b.by_row]
@@ -147,7 +157,6 @@ class GxValidator:
         named = [c for b in bound if b.names_rows for c in b.rule.columns]
         self.schema: Mapping[str, str] = {**parsed.types, **{c: "" for c in named if c not in parsed.types}}
         self.batch_rules = _needs(self._whole_rules)
-        self._batches: Any = None
 
     def split(self, table: pa.Table) -> Verdict:
         """Apply the rules that each row answers alone.
@@ -160,9 +169,10 @@ class GxValidator:
         if not reasons:
             return Verdict(table, no_reasons(table.slice(0, 0)), failures, warnings)
         bad = sorted(reasons)
-        good = pa.array([i for i in range(table.num_rows) if i not in reasons], pa.int64())
+        good = np.ones(table.num_rows, np.bool_)
+        good[bad] = False
         rejected = with_reasons(table.take(pa.array(bad, pa.int64())), [reasons[i] for i in bad])
-        return Verdict(table.take(good), rejected, failures, warnings)
+        return Verdict(table.filter(flags(good)), rejected, failures, warnings)
 
     def judge(self, table: pa.Table) -> Judgement:
         """Apply the rules that only the whole batch answers.
@@ -205,9 +215,12 @@ class GxValidator:
             authors = pa.table(
                 {**{n: authors[n] for n in authors.column_names}, **{c: pa.nulls(0, pa.float64()) for c in lacking}}
             )
+        findings = {} if self._only_gx else _judge_quickly(authors, rules)
+        findings.update({b.number: _Finding(True) for b in rules if _asks_nulls_for_a_set(authors, b)})
+        rules = [b for b in rules if b.number not in findings]
         apart = [b for b in rules if b.rule.type in _COMPARES and _some_null(authors, b.rule.columns)]
         together = [b for b in rules if b not in apart]
-        findings = self._ask(authors, together) if together else {}
+        findings.update(self._ask(authors, together) if together else {})
         for bound in apart:
             findings[bound.number] = self._compare(authors, bound)
         return findings
@@ -231,7 +244,7 @@ class GxValidator:
 
     def _ask(self, table: pa.Table, rules: Sequence[_Bound]) -> dict[int, _Finding]:
         suite = gx.ExpectationSuite(name=self._suite.name, expectations=[b.expectation for b in rules])
-        batch = self._batch_definition().get_batch({"dataframe": _frame(table)})
+        batch = _batch_definition().get_batch({"dataframe": _frame(table)})
         result = batch.validate(suite, result_format={"result_format": "COMPLETE"})
         by_number = {b.number: b for b in rules}
         findings: dict[int, _Finding] = {}
@@ -243,13 +256,33 @@ class GxValidator:
                 raise _unjudged(bound.rule, "Great Expectations gave no answer")
         return findings
 
-    def _batch_definition(self) -> Any:
-        if self._batches is None:
-            context = gx.get_context(mode="ephemeral")
-            context.variables.progress_bars = ProgressBarsConfig(globally=False, metric_calculations=False)
-            asset = context.data_sources.add_pandas("rows").add_dataframe_asset("block")
-            self._batches = asset.add_batch_definition_whole_dataframe("whole")
-        return self._batches
+
+@cache
+def _batch_definition() -> Any:
+    """The door's one context: to open it takes longer than to judge a small block."""
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = ProgressBarsConfig(globally=False, metric_calculations=False)
+    asset = context.data_sources.add_pandas("rows").add_dataframe_asset("block")
+    return asset.add_batch_definition_whole_dataframe("whole")
+
+
+def _judge_quickly(table: pa.Table, rules: Sequence[_Bound]) -> dict[int, _Finding]:
+    """Judge what the kernels can; what is missing from the answer is Great Expectations' to judge."""
+    findings = {}
+    for bound in rules:
+        column = bound.rule.kwargs.get("column")
+        if bound.kernel is None or column not in table.column_names:
+            continue
+        broken = find_broken(bound.rule.type, bound.kernel, table[column])
+        if broken is not None:
+            positions = pc.indices_nonzero(broken).to_pylist()
+            findings[bound.number] = _Finding(not positions, positions)
+    return findings
+
+
+def _asks_nulls_for_a_set(table: pa.Table, bound: _Bound) -> bool:
+    name = bound.rule.kwargs.get("column")
+    return bound.rule.type in _SETS and name in table.column_names and 0 < table[name].null_count == table.num_rows
 
 
 def _bind(suite: Suite, where: str) -> list[_Bound]:
@@ -265,7 +298,7 @@ def _bind(suite: Suite, where: str) -> list[_Bound]:
         if rule.on_failure == "quarantine" and not names_rows:
             faults.append((f"{rule.place}.meta.on_failure", f"{rule.type} names no rows: use fail or warn"))
         by_row = names_rows and rule.type in _ROW_BY_ROW and rule.kwargs.get("mostly", 1) == 1
-        bound.append(_Bound(rule, number, expectation, names_rows, by_row))
+        bound.append(_Bound(rule, number, expectation, names_rows, by_row, _kernel_arguments(rule, expectation)))
     raise_faults(where, faults)
     return bound
 
@@ -288,6 +321,13 @@ def _build(rule: Rule, number: int, faults: Faults) -> Any:
         for line in _messages(error):
             faults.append((f"{rule.place}.kwargs", line))
         return None
+
+
+def _kernel_arguments(rule: Rule, expectation: Any) -> dict[str, Any] | None:
+    if not type(expectation).__module__.startswith("great_expectations."):
+        return None  # an author's own, under a name of Great Expectations'
+    names = arguments_of(rule.type, rule.kwargs)
+    return None if names is None else {name: getattr(expectation, name) for name in names}
 
 
 def _messages(error: Exception) -> Iterable[str]:
