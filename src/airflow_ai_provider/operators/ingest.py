@@ -82,7 +82,7 @@ class ValidatedIngestOperator(BaseOperator):
         validator = _open_validator(self.expectations, self.dag)
         store = StoreHook(self.store_conn_id).get_store()
         ledger = LedgerHook(self.ledger_conn_id).get_ledger()
-        with closing(_open_reader(source)) as reader:
+        with closing(_open_reader(source, tuple(validator.schema))) as reader:
             return ingest(reader, validator, store, ledger, asked).to_dict()
 
 
@@ -167,14 +167,20 @@ def _window(source: KafkaSource | FileSource, run: Run) -> tuple[datetime, datet
     return run.window
 
 
-def _open_reader(value: KafkaSource | FileSource) -> Source:
+def _open_reader(value: KafkaSource | FileSource, columns: Sequence[str]) -> Source:
     from airflow_ai_provider.core.ingest.source import KafkaSource, open_source
 
     if not isinstance(value, KafkaSource):
         return open_source(value)
     from airflow_ai_provider.hooks.kafka import KafkaConfigHook
 
-    return open_source(value, kafka_config=KafkaConfigHook(value.kafka_conn_id).get_config())
+    config = KafkaConfigHook(value.kafka_conn_id).get_config()
+    if value.format == "json":
+        return open_source(value, kafka_config=config)
+    from airflow_ai_provider.hooks.registry import SchemaRegistryHook
+
+    schemas = SchemaRegistryHook(value.schema_registry_conn_id).get_registry(subject=f"{value.topic}-value")
+    return open_source(value, kafka_config=config, schemas=schemas, columns=columns)
 
 
 def _open_validator(expectations: str | None, dag: Any) -> Validator:

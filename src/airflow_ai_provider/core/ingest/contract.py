@@ -16,8 +16,8 @@ import pyarrow as pa
 from airflow_ai_provider.core.batch import Span
 
 PAYLOAD, EXTRA, FAULT, STAGE, REASONS = "_payload", "_extra", "_fault", "_stage", "_reasons"
-ORIGIN = ("_key", "_topic", "_partition", "_offset", "_timestamp", "_file", "_row")
-"""Where a row came from: the first five for Kafka, the last two for files."""
+ORIGIN = ("_key", "_topic", "_partition", "_offset", "_timestamp", "_schema_id", "_file", "_row")
+"""Where a row came from: the first six for Kafka (the schema's id where there is one), the last two for files."""
 
 
 class Source(Protocol):

@@ -97,7 +97,9 @@ class RowDecoder:
     def _decode_columns(self, table: pa.Table) -> Decoded:
         if FAULT in table.column_names:
             read = table.filter(pc.is_null(table[FAULT]))
-            unread = table.filter(pc.is_valid(table[FAULT]))
+            # a row that was not read has no values: without a payload it is a tombstone, not an object of nulls
+            own = [n for n in table.column_names if not is_column(n) or n == "bytes"]
+            unread = table.select(own).filter(pc.is_valid(table[FAULT]))
         else:
             read, unread = table, table.slice(0, 0)
         if read.num_rows and self._types is None:

@@ -189,6 +189,7 @@ def _facts(
         "suite": validator.digest,
         "key": source.key,
         "columns": dict(columns),
+        **getattr(source, "facts", {}),  # only sources that use a schema registry have any: their schemas
     }
     return {**facts, "warnings": dict(sorted(warnings.items()))} if warnings else facts
 

@@ -6,7 +6,7 @@ place that turns one into a reader.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,9 @@ from airflow_ai_provider.errors import SpecError
 
 if TYPE_CHECKING:
     from airflow_ai_provider.core.ingest.contract import Source
+    from airflow_ai_provider.core.ingest.registry import Schemas
 
-_KAFKA_FORMATS = ("json",)
+_KAFKA_FORMATS = ("json", "avro", "protobuf")
 _KAFKA_BY = ("cursor", "window")
 _FILE_FORMATS = ("auto", "jsonl", "csv", "parquet", "image")
 
@@ -25,14 +26,17 @@ _FILE_FORMATS = ("auto", "jsonl", "csv", "parquet", "image")
 class KafkaSource:
     """Take rows from a Kafka topic, each once per pipeline.
 
-    :param topic: an existing topic; one JSON object per message. Templated.
+    :param topic: an existing topic; one object per message. Templated.
     :param key: column that names what a row is about; None: actions are keyed by the row's own id.
     :param by: ``cursor`` takes what was not taken yet (a backfill takes its data interval);
         ``window`` always takes the data interval, by the records' timestamps.
     :param kafka_conn_id: connection of type ``kafka``.
-    :param format: how a message's value is written: ``json``.
+    :param format: how a message's value is written: ``json``, or ``avro`` or ``protobuf`` in Confluent's wire format.
     :param group: consumer group whose offsets are published after landing, for lag tools only; None takes the
         connection's ``group.id``.
+    :param schema_registry_conn_id: connection of type ``schema_registry``, for Avro and Protobuf.
+    :param reader_schema: Avro schema (JSON text) or ``.proto`` text to read all messages by; None: each by the
+        schema it was written by.
     :raises SpecError: on creation, when a value cannot be run; a retry does not help.
     """
 
@@ -42,9 +46,11 @@ class KafkaSource:
     kafka_conn_id: str = "kafka_default"
     format: str = "json"
     group: str | None = None
+    schema_registry_conn_id: str = "schema_registry_default"
+    reader_schema: str | None = None
 
     def __post_init__(self) -> None:
-        _demand_text(self, "topic", "kafka_conn_id")
+        _demand_text(self, "topic", "kafka_conn_id", "schema_registry_conn_id")
         _demand_one_of(self, "by", _KAFKA_BY)
         _demand_one_of(self, "format", _KAFKA_FORMATS)
 
@@ -118,21 +124,38 @@ def open_source(
     *,
     kafka_config: Mapping[str, Any] | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    schemas: Schemas | None = None,
+    columns: Sequence[str] = (),
 ) -> Source:
     """Make the reader of a source value; nothing is contacted yet.
 
     :param kafka_config: client configuration of the Kafka connection, with ``bootstrap.servers``.
     :param storage_options: keyword arguments of the files' file system.
+    :param schemas: the schema registry, for Avro and Protobuf.
+    :param columns: columns that the expectations declare: messages of a schema with none of them are rejected.
+    :raises SpecError: when the reader schema cannot be used, or there is no registry; a retry does not help.
     """
     if isinstance(value, KafkaSource):
         from airflow_ai_provider.core.ingest.kafka import KafkaReader
 
-        return KafkaReader(dict(kafka_config or {}), value.topic, key=value.key, group=value.group)
+        reader = KafkaReader(dict(kafka_config or {}), value.topic, key=value.key, group=value.group)
+        return reader if value.format == "json" else _encoded(reader, value, schemas, columns)
     from airflow_ai_provider.core.ingest.files import FileReader
 
     return FileReader(
         value.path, format=value.format, name=value.name, key=value.key, storage_options=dict(storage_options or {})
     )
+
+
+def _encoded(reader: Source, value: KafkaSource, schemas: Schemas | None, columns: Sequence[str]) -> Source:
+    from airflow_ai_provider.core.ingest.encoded import open_encoded
+
+    if schemas is None:
+        raise SpecError(
+            f"KafkaSource: format={value.format!r} needs a schema registry; name its connection.",
+            faults=[("schema_registry_conn_id", "no registry")],
+        )
+    return open_encoded(reader, value.format, schemas, value.reader_schema, columns)
 
 
 def _arguments(cls: type[Any], data: Mapping[str, Any]) -> dict[str, Any]:

@@ -199,14 +199,15 @@ class WireDecoder:
             kinds, at, bodies = (kinds | marks)[fine], at[fine], Bodies(data, begins[fine], bodies.ends[fine])
         groups: list[tuple[Ints, Rows]] = []
         for kind in _in_order(kinds):
-            mine = kinds == kind
+            mine = np.flatnonzero(kinds == kind)
+            places = at[mine]
             opened = self._open(int(kind) >> 31, int(kind) & 0x7FFF_FFFF)
             if opened.decoder is None:
-                faults.update(dict.fromkeys(at[mine].tolist(), opened.fault))
+                faults.update(dict.fromkeys(places.tolist(), opened.fault))
                 continue
             rows = opened.decoder.decode(Bodies(data, bodies.starts[mine], bodies.ends[mine]))
-            faults.update({int(at[mine][i]): reason for i, reason in rows.faults.items()})
-            groups.append((at[mine][rows.good], rows))
+            faults.update({int(places[i]): reason for i, reason in rows.faults.items()})
+            groups.append((places[rows.good], rows))
         table, good = self._together(groups)
         return DecodedBlock(table, good, faults, _nullable(ids, whole))
 

@@ -1,0 +1,102 @@
+"""A source whose payloads are Avro or Protobuf, as a source of typed columns.
+
+Invariants: blocks are cut before they are decoded, so they depend on the rows alone, and a retry gives the same ones;
+every row of the inner source comes out once, under its own id, with its values or with ``_fault`` and its bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from airflow_ai_provider.core.batch import Span
+from airflow_ai_provider.core.ingest.block import cut
+from airflow_ai_provider.core.ingest.contract import PAYLOAD, Source
+from airflow_ai_provider.core.ingest.registry import Schemas
+from airflow_ai_provider.core.ingest.wire import DecodedBlock, Payloads
+
+
+class PayloadDecoder(Protocol):
+    """Decodes the blocks of one batch."""
+
+    @property
+    def facts(self) -> Sequence[Mapping[str, Any]]:
+        """The schemas that rows were decoded with."""
+
+    def decode(self, payloads: Payloads) -> DecodedBlock:
+        """Decode one block; raises RegistryUnavailableError when a schema cannot be had."""
+
+
+class EncodedSource:
+    """Decode what another source reads.
+
+    :param inner: the source of raw rows (``_payload``).
+    :param open_decoder: makes the decoder of one read: what columns a batch has is decided by its own rows.
+    """
+
+    format = "columns"
+
+    def __init__(self, inner: Source, open_decoder: Callable[[], PayloadDecoder]) -> None:
+        self._inner, self._open_decoder = inner, open_decoder
+        self._decoder: PayloadDecoder | None = None
+        self.name, self.key = inner.name, inner.key
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the manifest says about the last read: ids, subjects and versions of its schemas."""
+        return {"schemas": list(self._decoder.facts)} if self._decoder else {}
+
+    def identity(self) -> str:
+        return self._inner.identity()
+
+    def plan(
+        self,
+        position: Mapping[str, int],
+        taken: Mapping[str, str],
+        window: tuple[datetime, datetime] | None,
+        row_limit: int | None,
+    ) -> Span:
+        return self._inner.plan(position, taken, window, row_limit)
+
+    def read(self, span: Span) -> Iterator[pa.Table]:
+        """Yield the span's rows, decoded: their own columns, ``_schema_id`` and ``_fault`` beside what came.
+
+        :raises RegistryUnavailableError: when a schema cannot be had; a retry reads the same span.
+        """
+        self._decoder = self._open_decoder()
+        for block in cut(self._inner.read(span)):
+            yield self._decoder.decode(block[PAYLOAD]).beside(block)
+
+    def commit(self, span: Span) -> None:
+        self._inner.commit(span)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+def open_encoded(
+    inner: Source, format: str, schemas: Schemas, reader_schema: str | None = None, columns: Sequence[str] = ()
+) -> EncodedSource:
+    """Read another source's payloads as ``avro`` or ``protobuf``.
+
+    :param schemas: where schemas come from; asked when rows are read.
+    :param reader_schema: schema to read all rows by.
+    :param columns: columns that the expectations declare; a schema with none of them is rejected.
+    :raises SpecError: when the reader schema cannot be used; a retry does not help.
+    :raises MissingExtraError: when Protobuf is asked for and protoc is not installed.
+    """
+
+    def open_decoder() -> PayloadDecoder:
+        if format == "avro":
+            from airflow_ai_provider.core.ingest.avro import AvroDecoder
+
+            return AvroDecoder(schemas, reader_schema, columns=columns)
+        from airflow_ai_provider.core.ingest.protobuf import ProtobufDecoder
+
+        return ProtobufDecoder(schemas, reader_schema, columns=columns)
+
+    open_decoder()  # a reader schema with a fault fails before anything is claimed
+    return EncodedSource(inner, open_decoder)
