@@ -115,7 +115,7 @@ class Ingest(Section):
 
     kafka: Text | None = None
     files: Text | None = None
-    format: Literal["auto", "json", "jsonl", "csv", "parquet", "image"] | None = None
+    format: Literal["auto", "json", "avro", "protobuf", "jsonl", "csv", "parquet", "image"] | None = None
     key: Text | None = None
     expectations: Text | None = None
     max_rejected: Limit | None = None

@@ -32,7 +32,7 @@ from airflow_ai_provider.errors import SpecError
 
 T = TypeVar("T", bound=Section)
 TASKS = ("pin", "ingest", "infer", "decide", "review", "undo")
-_FORMATS = {"kafka": ("json",), "files": ("auto", "jsonl", "csv", "parquet", "image")}
+_FORMATS = {"kafka": ("json", "avro", "protobuf"), "files": ("auto", "jsonl", "csv", "parquet", "image")}
 
 
 @dataclass(frozen=True)
