@@ -19,6 +19,8 @@ import pyarrow.parquet as pq
 from airflow_ai_provider.core.batch import PREDICTIONS, Part, canonical_json
 from airflow_ai_provider.core.store import Store
 
+_SCORES = ["score", "probabilities.list.element"]
+
 
 @dataclass(frozen=True)
 class DonePart:
@@ -74,12 +76,14 @@ class PartShelf:
 
 def _encode(rows: pa.Table) -> bytes:
     """Write as Parquet, fast: Arrow's default tries a dictionary on every column, which on row ids and scores costs
-    four times the processor time of all the rest and makes the file larger."""
+    four times the processor time of all the rest and makes the file larger. Split into byte streams, scores are as
+    small under lz4 as they would be under zstd, in less time."""
     sink = io.BytesIO()
     pq.write_table(
         rows.combine_chunks(),
         sink,
-        compression="zstd",
+        compression={name: "zstd" for name in rows.column_names} | {name: "lz4" for name in _SCORES},
+        use_byte_stream_split=_SCORES,
         version="2.6",
         use_dictionary=["prediction"],
         write_statistics=False,
