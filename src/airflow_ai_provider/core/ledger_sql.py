@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,6 +44,7 @@ from airflow_ai_provider.errors import ConnectionConfigError, LedgerUnavailableE
 
 T = TypeVar("T")
 _LOCK_TIMEOUT_S = 30
+_ROWS_AT_A_TIME = 128  # per statement: SQLite takes 32,766 values, and keeps the texts of 128 statements
 _IN_LIMIT = 500  # keys per IN list: SQLite's oldest limit is 999 parameters
 _WRITE = "ai_ledger_write"
 
@@ -92,10 +93,7 @@ _ENTRY = _table(
     *map(_text, ("reserved_at", "updated_at")),
     sa.Index("ai_entry_run", "pipeline", "run_id", "step"),
 )
-_INSERT_ENTRY = (
-    f"INSERT INTO ai_entry ({', '.join(lines.ENTRY_COLUMNS)}) VALUES ({', '.join('?' * len(lines.ENTRY_COLUMNS))}) "
-    "ON CONFLICT (key) DO NOTHING"
-)
+_INSERT_ENTRY = f"INSERT INTO ai_entry ({', '.join(lines.ENTRY_COLUMNS)}) VALUES {{rows}} ON CONFLICT (key) DO NOTHING"
 _NOTES = {
     kind: _table(
         kind,
@@ -374,11 +372,18 @@ class SqlLedger(NoteKeeper):
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
 
     def _many(self, connection: sa.Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> int:
-        """Run one statement for many rows, past SQLAlchemy's work per row; return how many rows it touched."""
-        if not rows:
-            return 0
-        style = statement if self._is_sqlite else statement.replace("?", "%s")
-        return connection.exec_driver_sql(style, list(rows), {"preserve_rowcount": True}).rowcount
+        """Run a statement for many rows at a time, and return how many rows it touched.
+
+        One statement with many rows, not one per row: SQLite's driver lets go of the interpreter for each statement
+        and, in a busy process, waits to get it back; to PostgreSQL each is a message.
+        """
+        touched = 0
+        for some in _batched(rows, _ROWS_AT_A_TIME):
+            marks = "(" + ", ".join(["?" if self._is_sqlite else "%s"] * len(some[0])) + ")"
+            text = statement.format(rows=", ".join([marks] * len(some)))
+            values = tuple(chain.from_iterable(some))
+            touched += connection.exec_driver_sql(text, values, {"preserve_rowcount": True}).rowcount
+        return touched
 
     @staticmethod
     def _all_or_none(connection: sa.Connection, touched: int, wanted: int) -> bool:
@@ -439,8 +444,10 @@ def _rivals(connection: sa.Connection, pipeline: str, span: Span) -> Iterator[Cl
 def _move_entry(state: str) -> str:
     sources = ", ".join(f"'{source}'" for source, targets in TRANSITIONS.items() if state in targets)
     attempt = ", attempts = attempts + 1" if state == "sent" else ""
-    changes = f"state = '{state}', outcome = ?, updated_at = ?{attempt}"
-    return f"UPDATE ai_entry SET {changes} WHERE key = ? AND state IN ({sources})"
+    return (
+        f"UPDATE ai_entry SET state = '{state}', outcome = new.column1, updated_at = new.column2{attempt} "
+        f"FROM (VALUES {{rows}}) AS new WHERE key = new.column3 AND state IN ({sources})"
+    )
 
 
 def _demand_moves(connection: sa.Connection, outcomes: Sequence[Outcome]) -> list[Outcome]:
