@@ -144,24 +144,35 @@ def stop_all(folder: Path, deadline_s: float = 15) -> int:
     :raises DemoFailedError: when one does not end, even when killed.
     """
     sessions = _sessions(folder)
-    left = found = set(_members(sessions))
-    for group in {os.getpgid(pid) for pid in left if Path(f"/proc/{pid}").exists()}:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(group, signal.SIGTERM)
-    deadline = time.monotonic() + deadline_s
-    while (left := set(_members(sessions))) and time.monotonic() < deadline + 5:
-        if time.monotonic() > deadline:
-            for pid in left:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        found = found | left
-        time.sleep(0.1)
+    # First the leaders alone: they end their children and wait for them, so that none becomes an orphan.
+    found = _end(signal.SIGTERM, sessions, sessions, deadline_s)
+    found |= _end(signal.SIGTERM, sessions, None, deadline_s / 3)
+    found |= _end(signal.SIGKILL, sessions, None, 5)
+    left = set(_members(sessions))
     if left:
         raise DemoFailedError(
             f"processes {sorted(left)} do not end. Look at them with  ps -fp {','.join(map(str, left))}"
         )
     (folder / _NOTES).unlink(missing_ok=True)
     return len(found)
+
+
+def _end(number: signal.Signals, sessions: set[int], chosen: set[int] | None, deadline_s: float) -> set[int]:
+    """Signal members of these sessions, or some of them, and wait until they are gone; return all that were seen."""
+    seen: set[int] = set()
+
+    def living() -> set[int]:
+        members = set(_members(sessions))
+        seen.update(members)
+        return members if chosen is None else members & chosen
+
+    for pid in living():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+    deadline = time.monotonic() + deadline_s
+    while living() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return seen
 
 
 def _sessions(folder: Path) -> set[int]:
