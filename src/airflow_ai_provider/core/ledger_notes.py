@@ -15,14 +15,6 @@ from typing import Any
 from airflow_ai_provider.core.batch import BatchRef, Pin, Span, canonical_json
 from airflow_ai_provider.core.ledger import Claim, Entry, Intent
 
-KINDS = ("pin", "decision", "review", "finished")
-"""What a note is about (its name): registered model · batch id · row id · action."""
-
-ENTRY_COLUMNS = (
-    *("key", "pipeline", "action", "subject", "fingerprint", "run_id", "row_id", "batch_id", "step", "saga"),
-    *("undoes", "request", "state", "outcome", "attempts", "reserved_at", "updated_at"),
-)
-
 
 class NoteKeeper(ABC):
     """Answer for pins, decisions, reviews and finished actions, from notes that the subclass keeps."""
@@ -119,7 +111,7 @@ def read_claim(row: Mapping[Any, Any]) -> Claim:
 
 
 def entry_rows(intents: Sequence[Intent], at: datetime, state: str) -> list[tuple[Any, ...]]:
-    """Return new entries as rows of :data:`ENTRY_COLUMNS`.
+    """Return new entries as rows of :data:`~airflow_ai_provider.core.ledger_schema.ENTRY`.
 
     :param state: ``reserved``, or ``sent`` for those that leave at once.
     """

@@ -3,8 +3,6 @@
 Invariants: each method is one transaction; what may follow what is decided by the pure functions of ``ledger.py``;
 writers of one SQLite file go one at a time (``BEGIN IMMEDIATE``), claims of one pipeline in PostgreSQL too (an advisory
 lock); every commit is durable before the method returns; no password is in an error's text.
-
-Times are ISO 8601 text in UTC and values are JSON text, so that a person with ``sqlite3`` or ``psql`` can read them.
 """
 
 from __future__ import annotations
@@ -14,7 +12,6 @@ import json
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import cache
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,9 +22,9 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from airflow_ai_provider.core import ledger_notes as lines
+from airflow_ai_provider.core import ledger_schema as schema
 from airflow_ai_provider.core.batch import BatchRef, Span
 from airflow_ai_provider.core.ledger import (
-    TRANSITIONS,
     Claim,
     Entry,
     Intent,
@@ -48,61 +45,15 @@ _ROWS_AT_A_TIME = 128  # per statement: SQLite takes 32,766 values, and keeps th
 _IN_LIMIT = 500  # keys per IN list: SQLite's oldest limit is 999 parameters
 _WRITE = "ai_ledger_write"
 
-_METADATA = sa.MetaData()
+
+def _table(name: str, columns: Sequence[str]) -> sa.TableClause:
+    return sa.table(f"ai_{name}", *map(sa.column, columns))
 
 
-def _table(name: str, *columns: sa.schema.SchemaItem) -> sa.Table:
-    return sa.Table(f"ai_{name}", _METADATA, *columns)
-
-
-def _text(name: str, **options: Any) -> sa.Column[str]:
-    return sa.Column(name, sa.Text, nullable=False, **options)
-
-
-_CLAIM = _table(
-    "claim",
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
-    *map(_text, ("pipeline", "run_key", "run_id", "source", "identity", "span", "state")),
-    sa.Column("ref", sa.Text),
-    *map(_text, ("claimed_at", "updated_at")),
-    sa.UniqueConstraint("pipeline", "run_key"),
-)
-_SLICE = _table(
-    "claim_slice",
-    sa.Column("claim_id", sa.ForeignKey("ai_claim.id", ondelete="CASCADE"), nullable=False, index=True),
-    *map(_text, ("pipeline", "source", "identity", "topic_partition", "digest")),
-    sa.Column("first", sa.BigInteger, nullable=False),
-    sa.Column("end", sa.BigInteger, nullable=False),
-)
-# The last line of defence behind settle_claim: two claims can never start at the same row. Empty slices hold no row.
-sa.Index(
-    "ai_claim_slice_once",
-    *(_SLICE.c[n] for n in ("pipeline", "source", "identity", "topic_partition", "digest", "first")),
-    unique=True,
-    sqlite_where=_SLICE.c.end > _SLICE.c.first,
-    postgresql_where=_SLICE.c.end > _SLICE.c.first,
-)
-_ENTRY = _table(
-    "entry",
-    sa.Column("seq", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
-    _text("key", unique=True),
-    *map(_text, ("pipeline", "action", "subject", "fingerprint", "run_id", "row_id", "batch_id")),
-    sa.Column("step", sa.Integer, nullable=False),
-    *map(_text, ("saga", "undoes", "request", "state", "outcome")),
-    sa.Column("attempts", sa.Integer, nullable=False),
-    *map(_text, ("reserved_at", "updated_at")),
-    sa.Index("ai_entry_run", "pipeline", "run_id", "step"),
-)
-_INSERT_ENTRY = f"INSERT INTO ai_entry ({', '.join(lines.ENTRY_COLUMNS)}) VALUES {{rows}} ON CONFLICT (key) DO NOTHING"
-_NOTES = {
-    kind: _table(
-        kind,
-        sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
-        *map(_text, ("pipeline", "run_id", "name", "value", "at")),
-        sa.UniqueConstraint("pipeline", "run_id", "name"),
-    )
-    for kind in lines.KINDS
-}
+_CLAIM = _table("claim", schema.CLAIM)
+_SLICE = _table("claim_slice", schema.SLICE)
+_ENTRY = _table("entry", ("seq", *schema.ENTRY))
+_NOTES = {kind: _table(kind, schema.NOTE) for kind in schema.NOTES}
 
 
 def open_ledger(url: str, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Ledger:
@@ -114,8 +65,7 @@ def open_ledger(url: str, now: Callable[[], datetime] = lambda: datetime.now(UTC
     :raises MissingExtraError: when the driver is not installed.
     :raises LedgerUnavailableError: when the database does not answer; a retry may help.
     """
-    engine = _open_engine(url)
-    ledger = SqlLedger(engine, now)
+    ledger = SqlLedger(_open_engine(url), now)
     ledger.make_tables()
     return ledger
 
@@ -172,13 +122,7 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 
 
 class SqlLedger(NoteKeeper):
-    """Keep the ledger in SQLite or PostgreSQL; obtained from :func:`open_ledger`. Safe for threads and processes.
-
-    What each method promises is written at :class:`~airflow_ai_provider.core.ledger.Ledger`.
-
-    :param engine: where to.
-    :param now: the clock.
-    """
+    """Keep the ledger in SQLite or PostgreSQL, as :class:`~airflow_ai_provider.core.ledger.Ledger` promises."""
 
     def __init__(self, engine: sa.Engine, now: Callable[[], datetime]) -> None:
         self._engine, self._now = engine, now
@@ -191,10 +135,8 @@ class SqlLedger(NoteKeeper):
 
         def create(connection: sa.Connection) -> None:
             self._lock(connection, "tables")
-            for table in _METADATA.sorted_tables:
-                connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
-                for index in sorted(table.indexes, key=lambda i: str(i.name)):
-                    connection.execute(sa.schema.CreateIndex(index, if_not_exists=True))
+            for statement in schema.statements(self._engine.dialect.name):
+                connection.exec_driver_sql(statement)
 
         self._write(create)
 
@@ -207,11 +149,10 @@ class SqlLedger(NoteKeeper):
             held = held or settle_claim(span, _rivals(connection, pipeline, span))
             if held is None:
                 held = Claim(pipeline, run_key, span, "claimed", None, run_id)
-                added = connection.execute(
-                    sa.insert(_CLAIM).values(lines.claim_row(held, self._now()))
-                ).inserted_primary_key
-                if added and span.slices:
-                    connection.execute(sa.insert(_SLICE), lines.slice_rows(held, added[0]))
+                new = sa.insert(_CLAIM).values(lines.claim_row(held, self._now())).returning(_CLAIM.c.id)
+                number = connection.execute(new).scalar_one()
+                if span.slices:
+                    connection.execute(sa.insert(_SLICE), lines.slice_rows(held, number))
             return held
 
         return self._write(take)
@@ -272,7 +213,7 @@ class SqlLedger(NoteKeeper):
             fresh = [new[key] for key in dict.fromkeys(i.key for i in intents) if key not in known]
             # Lines keep the order of their intents, and two who insert the same keys in two orders would deadlock.
             self._lock(connection, f"entry {intents[0].pipeline if intents else ''}")
-            added = self._many(connection, _INSERT_ENTRY, lines.entry_rows(fresh, at, state))
+            added = self._many(connection, schema.INSERT_ENTRY, lines.entry_rows(fresh, at, state))
             return self._all_or_none(connection, added, len(fresh))
 
         # Nearly always all are new, and the INSERT's count says so; else look which, and insert the rest.
@@ -295,7 +236,7 @@ class SqlLedger(NoteKeeper):
         def move(connection: sa.Connection, moving: Sequence[Outcome]) -> bool:
             counts = [
                 self._many(
-                    connection, _move_entry(state), [(lines.json_text(dict(o.outcome)), at, o.key) for o in some]
+                    connection, schema.move_entry(state), [(lines.json_text(dict(o.outcome)), at, o.key) for o in some]
                 )
                 for state, some in groupby(moving, key=lambda o: o.state)
             ]
@@ -363,7 +304,7 @@ class SqlLedger(NoteKeeper):
     def _at(self) -> str:
         return lines.time_text(self._now())
 
-    def _insert(self, table: sa.Table) -> Any:
+    def _insert(self, table: sa.TableClause) -> Any:
         return (sqlite if self._is_sqlite else postgresql).insert(table)
 
     def _lock(self, connection: sa.Connection, what: str) -> None:
@@ -438,16 +379,6 @@ def _rivals(connection: sa.Connection, pipeline: str, span: Span) -> Iterator[Cl
         )
         claims = sa.select(_CLAIM).where(_CLAIM.c.id.in_(query)).order_by(_CLAIM.c.id)
         yield from map(lines.read_claim, connection.execute(claims).mappings())
-
-
-@cache
-def _move_entry(state: str) -> str:
-    sources = ", ".join(f"'{source}'" for source, targets in TRANSITIONS.items() if state in targets)
-    attempt = ", attempts = attempts + 1" if state == "sent" else ""
-    return (
-        f"UPDATE ai_entry SET state = '{state}', outcome = new.column1, updated_at = new.column2{attempt} "
-        f"FROM (VALUES {{rows}}) AS new WHERE key = new.column3 AND state IN ({sources})"
-    )
 
 
 def _demand_moves(connection: sa.Connection, outcomes: Sequence[Outcome]) -> list[Outcome]:
