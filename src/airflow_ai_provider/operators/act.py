@@ -171,5 +171,5 @@ class CompensateOperator(BaseOperator):
 def _told(failed: Sequence[str], counts: Mapping[str, int]) -> str:
     return (
         f"{', '.join(failed)} failed, so the run fails. The undo is complete: {counts['compensated']} effects undone, "
-        f"{counts['kept']} kept. Mend what failed (see its log). What was undone stays undone: clearing does not redo it."
+        f"{counts['kept']} kept. Mend what failed (see its log); clearing does not redo what was undone."
     )
