@@ -12,11 +12,16 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
+import pyarrow as pa
+
 from airflow_ai_provider.core.batch import BatchRef, Span, digest_of
+from airflow_ai_provider.core.ingest.behind import Behind
 from airflow_ai_provider.core.ingest.block import cut
 from airflow_ai_provider.core.ingest.contract import Source, Validator
+from airflow_ai_provider.core.ingest.decode import Decoded
 from airflow_ai_provider.core.ingest.landing import KIND, Landing
 from airflow_ai_provider.core.ingest.progress import Progress
 from airflow_ai_provider.core.ingest.sieve import Shelf, Sieve, reject_more
@@ -156,13 +161,14 @@ def _write(
     waits = validator.batch_rules is not None and validator.batch_rules.rejects_rows
     with ExitStack() as stack:
         shelf = stack.enter_context(Shelf()) if waits else None
+        put = shelf.put if shelf is not None else landing.write
+        behind = stack.enter_context(Behind())
         for block in cut(source.read(span)):  # 3
-            accepted, rejected = sieve.sift(block)  # 4
-            if shelf is not None:
-                shelf.put(accepted, rejected)
-            else:
-                landing.write(accepted, rejected)  # 5
+            decoded = sieve.decode(block)  # 4
+            # validating and writing hold no interpreter lock to speak of: they keep up while the next block is read
+            behind.do(partial(_part, sieve, block, decoded, put))  # 4, 5
             report.note(block.num_rows, landing.accepted, landing.quarantined)
+        behind.wait()
         reasons = sieve.judge()  # 4, what only the whole batch can tell
         for accepted, rejected in shelf.take() if shelf is not None else ():
             landing.write(*reject_more(accepted, rejected, reasons))  # 5
@@ -172,6 +178,10 @@ def _write(
     ref = landing.land(report.read, _facts(span, source, validator, sieve.columns, dict(sieve.warnings)))  # 6
     report.end(landing.accepted, landing.quarantined)
     return ref
+
+
+def _part(sieve: Sieve, block: pa.Table, decoded: Decoded, put: Callable[[pa.Table, pa.Table], None]) -> None:
+    put(*sieve.validate(block, decoded))
 
 
 def _land_nothing(span: Span, source: Source, validator: Validator, store: Store, run: IngestRun) -> BatchRef:

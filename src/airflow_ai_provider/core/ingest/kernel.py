@@ -11,7 +11,7 @@ import datetime as dt
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -20,8 +20,8 @@ import pyarrow.types as pt
 
 from airflow_ai_provider.core.ingest.column import flags
 
-Mask = pa.Array | pa.ChunkedArray
-Kernel = Callable[[pa.ChunkedArray, Mapping[str, Any]], "Mask | None"]
+Mask: TypeAlias = "pa.Array | pa.ChunkedArray"
+Kernel: TypeAlias = Callable[[pa.ChunkedArray, Mapping[str, Any]], "Mask | None"]
 _EXACT = 2**53
 """Below it a float is the integer that it stands for; from here on comparisons depend on who converts what."""
 

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from airflow_ai_provider.core.batch import ROW_ID
 from airflow_ai_provider.core.ingest.block import paused_gc
 from airflow_ai_provider.core.ingest.contract import REASONS, Judgement, Validator
-from airflow_ai_provider.core.ingest.decode import RowDecoder, quarantine
+from airflow_ai_provider.core.ingest.decode import Decoded, RowDecoder, quarantine
 from airflow_ai_provider.core.ingest.landing import merge_texts
 
 
@@ -50,12 +50,23 @@ class Sieve:
 
         :return: accepted rows, still with their payload, and quarantine rows.
         """
+        return self.validate(block, self.decode(block))
+
+    def decode(self, block: pa.Table) -> Decoded:
+        """Decode one block; blocks are decoded in their order."""
         with paused_gc():
             decoded = self._decoder.decode(block)
         if self._rules is not None and decoded.accepted.num_rows:
             names = self._rules.columns
             found = [n for n in decoded.accepted.column_names if n in names] if names is not None else self.columns
             self._facts.append(decoded.accepted.select([ROW_ID, *found]))
+        return decoded
+
+    def validate(self, block: pa.Table, decoded: Decoded) -> tuple[pa.Table, pa.Table]:
+        """Validate a decoded block; may run on another thread than :meth:`decode`, while that is at the next block.
+
+        :return: accepted rows, still with their payload, and quarantine rows.
+        """
         verdict = self._validator.split(decoded.accepted)
         self.failures = merge_texts(self.failures, verdict.failures)
         self.warnings.update(verdict.warnings)
@@ -80,8 +91,16 @@ class Sieve:
 
 def _in_order(rows: pa.Table, block: pa.Table) -> pa.Table:
     """Return rows in the order in which the block has them."""
-    ids = block[ROW_ID].combine_chunks()
-    return rows.take(pc.sort_indices(pc.index_in(rows[ROW_ID], ids)))
+    # the few are looked up by the many, for the table that is looked in is the one that costs
+    ids = rows[ROW_ID].combine_chunks()
+    found = pc.index_in(block[ROW_ID], ids)
+    return rows.take(found.drop_null())
+
+
+def _by_origin(rows: pa.Table) -> pa.Table:
+    """Return rows in the order of their origin, which is the order in which a source reads them."""
+    origin = [name for name in ("_file", "_row", "_partition", "_offset") if name in rows.column_names]
+    return rows.sort_by([(name, "ascending") for name in origin]) if origin else rows
 
 
 def reject_more(
@@ -99,7 +118,7 @@ def reject_more(
         at = rejected.column_names.index(REASONS)
         rejected = rejected.set_column(at, REASONS, pa.array(longer, pa.list_(pa.string())))
     parts = [t for t in (rejected, more) if t.num_rows]
-    return accepted.filter(pc.invert(hit)), pa.concat_tables(parts) if parts else rejected
+    return accepted.filter(pc.invert(hit)), _by_origin(pa.concat_tables(parts)) if parts else rejected
 
 
 class Shelf:

@@ -5,8 +5,8 @@ Invariants: every verdict is Great Expectations' own, given by itself or, where 
 
 How a block becomes its frame, and what that changes (see DATA_TRAPS in the docs):
 
-- Columns are Arrow-backed, so a null leaves an integer an integer, and texts are Arrow's: a pattern must be one that RE2
-  can read (no look-around, no back-references); where RE2 and Python's re differ, pandas asks Python's. NaN is a
+- Columns are Arrow-backed, so a null leaves an integer an integer, and texts are Arrow's: a pattern must be one that
+  RE2 can read (no look-around, no back-references); where RE2 and Python's re differ, pandas asks Python's. NaN is a
   value, not a null, and lies outside every range.
 - A column of nulls only has no type: every row-level rule but not_be_null passes it.
 - Times are UTC without a zone; bounds written as dates or with an offset are brought to the same.
@@ -268,7 +268,7 @@ def _batch_definition() -> Any:
 
 def _judge_quickly(table: pa.Table, rules: Sequence[_Bound]) -> dict[int, _Finding]:
     """Judge what the kernels can; what is missing from the answer is Great Expectations' to judge."""
-    findings = {}
+    findings: dict[int, _Finding] = {}
     for bound in rules:
         column = bound.rule.kwargs.get("column")
         if bound.kernel is None or column not in table.column_names:

@@ -1,0 +1,210 @@
+"""K1: JSON messages (12 fields, 0.1 % malformed, 1 % invalid, 10 expectations) from a real broker to Parquet.
+
+The limit consumes the same messages and throws them away. Ours is the whole verb ingest: claim in a durable ledger,
+read to the proven end, decode, validate, part the rows with all reasons, row ids and digests, manifest. Airflow's own
+operator, its connection patched and its settings tuned, parses each message and writes one Parquet file per call of
+its function; it neither validates nor keeps what it cannot parse.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from confluent_kafka import Consumer, Message, Producer, TopicPartition
+
+from benchmarks import readings, servers
+from benchmarks.harness import Case, Place, Run
+
+TOPIC, PARTITIONS = "readings", 4
+TUNED = {
+    "enable.auto.commit": False,
+    "auto.offset.reset": "error",
+    "fetch.queue.backoff.ms": 1,
+    "fetch.wait.max.ms": 50,
+    "queued.min.messages": 1_000_000,
+    "queued.max.messages.kbytes": 262_144,
+    "max.partition.fetch.bytes": 8_388_608,
+    "fetch.max.bytes": 52_428_800,
+}
+
+
+def make(place: Place) -> None:
+    """Start a broker and produce the messages."""
+    from confluent_kafka.admin import AdminClient, NewTopic
+
+    bootstrap = servers.start(place.folder, "kafka")["kafka"]
+    admin = AdminClient({"bootstrap.servers": bootstrap})  # held until the answer is there: it ends with its object
+    admin.create_topics([NewTopic(TOPIC, PARTITIONS, 1)])[TOPIC].result(30)
+    time.sleep(1)  # leaders are elected
+    producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 50, "batch.size": 262_144})
+    failures: list[Any] = []
+    for i, payload in enumerate(readings.payloads(place.size)):
+        while True:
+            try:
+                producer.produce(
+                    TOPIC,
+                    payload,
+                    key=b"%d" % i,
+                    partition=i % PARTITIONS,
+                    on_delivery=lambda e, _: e and failures.append(e),
+                )
+                break
+            except BufferError:
+                producer.poll(0.1)
+        producer.poll(0)
+    assert producer.flush(120) == 0
+    assert not failures
+
+
+def _messages(place: Place) -> Iterator[list[Message]]:
+    consumer = Consumer({**TUNED, "group.id": "limit", "bootstrap.servers": servers.addresses(place.folder)["kafka"]})
+    consumer.assign([TopicPartition(TOPIC, p, 0) for p in range(PARTITIONS)])
+    left = place.size
+    while left:
+        found = consumer.consume(min(left, 1000), 5)
+        assert found, f"{left} messages did not come"
+        left -= len(found)
+        yield found
+    consumer.close()
+
+
+def open_limit(place: Place) -> Run:
+    """Consume and discard."""
+
+    def run() -> None:
+        assert sum(map(len, _messages(place))) == place.size
+
+    return run
+
+
+def open_ours(place: Place) -> Run:
+    """Ingest one span into a fresh store and ledger."""
+    from airflow_ai_provider.core.ingest.flow import IngestRun, ingest
+    from airflow_ai_provider.core.ingest.kafka import KafkaReader
+    from airflow_ai_provider.core.ingest.validate import GxValidator
+    from airflow_ai_provider.core.ledger_sql import open_ledger
+    from airflow_ai_provider.core.store import Store
+
+    bootstrap = servers.addresses(place.folder)["kafka"]
+    validator = GxValidator(readings.SUITE)
+    home = place.folder / "ours"
+
+    def run() -> float:
+        shutil.rmtree(home, ignore_errors=True)
+        home.mkdir()
+        ledger = open_ledger(f"sqlite:///{home}/ledger.db")
+        started = time.perf_counter()
+        source = KafkaReader({"bootstrap.servers": bootstrap}, TOPIC, key="reading_id")
+        ref = ingest(source, validator, Store(f"file://{home}/store"), ledger, IngestRun("bench", "run", "run/ingest"))
+        spent = time.perf_counter() - started
+        (home / "ref.json").write_text(json.dumps(ref.to_dict()), encoding="utf-8")
+        return spent
+
+    return run
+
+
+def open_operator(place: Place) -> Run:
+    """Airflow's ConsumeFromTopicOperator as people use it, over json.loads and one file per thousand messages."""
+    from unittest import mock
+
+    from airflow.providers.apache.kafka.hooks.consume import KafkaConsumerHook
+    from airflow.providers.apache.kafka.operators.consume import ConsumeFromTopicOperator
+    from airflow.sdk import Connection
+
+    folder = place.folder / "operator"
+    bootstrap = servers.addresses(place.folder)["kafka"]
+
+    def write(messages: list[Message]) -> None:
+        rows = []
+        for message in messages:
+            try:
+                row = json.loads(message.value())  # type: ignore[arg-type]
+            except ValueError:
+                continue  # malformed: most people log it and go on
+            row["_partition"], row["_offset"] = message.partition(), message.offset()
+            row["_timestamp"] = message.timestamp()[1]
+            rows.append(row)
+        name = f"{messages[0].partition()}-{messages[0].offset()}.parquet"
+        pq.write_table(pa.Table.from_pylist(rows), folder / name)
+
+    def run() -> float:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        settings = {**TUNED, "auto.offset.reset": "earliest", "group.id": uuid.uuid4().hex}
+        connection = Connection(
+            conn_id="kafka_default", conn_type="kafka", extra=json.dumps({**settings, "bootstrap.servers": bootstrap})
+        )
+        with mock.patch.object(KafkaConsumerHook, "get_connection", return_value=connection):
+            operator = ConsumeFromTopicOperator(
+                task_id="consume", topics=[TOPIC], apply_function_batch=write, max_messages=place.size
+            )
+            started = time.perf_counter()
+            operator.execute({})
+            return time.perf_counter() - started
+
+    return run
+
+
+def check(place: Place) -> None:
+    """Ours accounts for each message, with its bytes or its values; the operator has what can be parsed."""
+    import random
+
+    import pyarrow.compute as pc
+
+    from airflow_ai_provider.core.batch import BatchRef
+    from airflow_ai_provider.core.store import Store
+
+    store = Store(f"file://{place.folder}/ours/store")
+    ref = BatchRef.from_dict(json.loads((place.folder / "ours" / "ref.json").read_text(encoding="utf-8")))
+    bad = {i for i in range(place.size) if readings.is_broken(i) or readings.is_invalid(i)}
+    assert ref.counts == {"read": place.size, "accepted": place.size - len(bad), "quarantined": len(bad)}, ref.counts
+    ours = pa.concat_tables(store.read(ref, "accepted")).sort_by("sequence")
+    chance = random.Random(1)
+    good = [row for i in range(place.size) if (row := readings.reading(i, chance)) and i not in bad]
+    for name, kind in readings.SCHEMA.items():
+        wanted = pa.array([row[name] for row in good])
+        if kind == "timestamp":
+            wanted = wanted.cast(pa.timestamp("us", tz="UTC"))
+        assert ours[name].combine_chunks().equals(wanted.cast(ours[name].type)), name
+    at = pa.array([i // PARTITIONS for i in range(place.size) if i not in bad], pa.int64())
+    assert ours["_offset"].combine_chunks().equals(at)
+    messages = list(readings.payloads(place.size))
+    for part in store.read(ref, "quarantine"):
+        for row in part.to_pylist():
+            i = row["_offset"] * PARTITIONS + row["_partition"]
+            assert (i in bad, row["_payload"]) == (True, messages[i])
+            assert row["_stage"] == ("decode" if readings.is_broken(i) else "validate")
+            assert len(row["_reasons"]) == (2 if i // readings.INVALID % 5 in (1, 4) and readings.is_invalid(i) else 1)
+    theirs = pa.concat_tables(
+        [pq.read_table(p) for p in (place.folder / "operator").iterdir()], promote_options="default"
+    )
+    parsed = pa.array([i for i in range(place.size) if not readings.is_broken(i)], pa.int64())
+    assert theirs["sequence"].combine_chunks().sort().equals(parsed)
+    assert pc.sum(theirs["_offset"]).as_py() == sum(i // PARTITIONS for i in parsed.to_pylist())
+
+
+CASE = Case(
+    title="JSON messages from a real broker to Parquet, malformed and invalid ones split off with reasons",
+    unit="messages/s",
+    sizes=(1_000_000, 50_000),
+    size_unit="messages",
+    goal="≥ 0.30 of the limit, ≥ 5 times Airflow's operator",
+    make=make,
+    check=check,
+    contenders={"limit": open_limit, "ours": open_ours, "ConsumeFromTopicOperator": open_operator},
+    packages=(
+        "confluent-kafka",
+        "pyarrow",
+        "msgspec",
+        "great-expectations",
+        "apache-airflow",
+        "apache-airflow-providers-apache-kafka",
+    ),
+)
