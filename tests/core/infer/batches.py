@@ -16,10 +16,10 @@ def rows(count: int, seed: int = 0, start: int = 0) -> pa.Table:
     random = np.random.default_rng(seed + start)
     return pa.table(
         {
-            ROW_ID: [f"orders/0/{start + i}" for i in range(count)],
+            ROW_ID: pa.array([f"orders/0/{start + i}" for i in range(count)], pa.string()),
             "x": random.normal(size=count),
             "y": random.normal(size=count),
-            "note": ["not for the model"] * count,
+            "note": pa.array(["not for the model"] * count, pa.string()),
         }
     )
 
