@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -29,12 +30,6 @@ def _demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         "PYTHONPATH": f"{PROJECT / 'src'}:{PROJECT}"
     }
     return subprocess.run(command, cwd=PROJECT, env=env, capture_output=True, text=True, timeout=560, check=False)
-
-
-def _ports(folder: Path) -> set[int]:
-    """The ports that the demo's processes were given or chose, out of what it printed and noted."""
-    noted = (folder / "logs" / "kafka.log").read_text().split()[0].rpartition(":")[2]
-    return {int(noted)}
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +86,7 @@ def test_it_says_where_to_look_and_how_to_log_in(told: tuple[Path, str]) -> None
 def test_stop_leaves_no_process_and_no_port(told: tuple[Path, str]) -> None:
     folder, said = told
     processes = [note["pid"] for note in json.loads((folder / "processes.json").read_text())]
-    addresses = [word for line in said.splitlines() for word in line.split() if word.startswith("http://127.0.0.1:")]
-    ports = {int(address.split(":")[2].partition("/")[0]) for address in addresses} | _ports(folder)
+    ports = {int(port) for port in re.findall(r"127\.0\.0\.1:(\d+)", said)}
     assert len(ports) >= 4
     stopped = _demo(folder, "stop")
     assert stopped.returncode == 0, stopped.stderr
