@@ -6,12 +6,14 @@ import json
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pyarrow as pa
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from airflow_ai_provider.core.batch import ACCEPTED, QUARANTINE
+from airflow_ai_provider.core.ingest import json_rows
 from airflow_ai_provider.core.ingest.block import cut
 from airflow_ai_provider.core.ingest.decode import RowDecoder
 from airflow_ai_provider.core.ingest.flow import IngestRun, ingest
@@ -66,12 +68,30 @@ def test_every_payload_lands_once_with_its_bytes(topic: list[list[bytes | None]]
     assert all(row["_payload"] == given_bytes[row["_row_id"]] and row["_reasons"] for row in rejected)
 
 
+GOOD = b'{"i":1,"f":0.5,"s":"x","b":true,"t":"2020-01-01T00:00:00Z"}'
+EVIL: list[bytes | None] = [
+    *(b"null", b"", b" ", b"[]", b"{}", b'{"i":1}{"i":2}', b'{"i":1},{"i":2', b'"s":"y"}', b'{"i":1}\x00'),
+    *(b'{"i":9223372036854775808}', b'{"i":1.0}', b'{"i":"1"}', b'{"i":1,"i":2}', b'{"i":-0}', b'{"f":NaN}'),
+    *(b'{"s":"\\ud800"}', b'{"s":"\xff"}', b'{"s":"\xc0\xaf"}', b'{"s":1}', b'{"z":"\xff"}', b'{"f":1e999}'),
+    *(b'{"t":"0001-01-01T00:00:00+23:00"}', b'{"t":"2020-01-01 00:00:00"}', b'{"_row_id":"x"}', b'{"j":{"a":[1]}}'),
+    *(b'{"z":' + b"[" * 200 + b"]" * 200 + b"}", b"\xef\xbb\xbf{}", None),
+]
+
+
 @settings(max_examples=200, deadline=None)
-@given(PAYLOADS)
-def test_the_fast_path_decides_as_the_slow_one(payloads: list[bytes | None]) -> None:
-    for schema in (SCHEMA, {"i": "int64", "s": "string"}):
+@given(PAYLOADS | st.lists(st.sampled_from([GOOD, *EVIL]), max_size=12), st.integers(1, 5))
+@example([given_one for evil in EVIL for given_one in (GOOD, evil)] + [GOOD], 7)
+def test_the_fast_path_decides_as_the_slow_one(payloads: list[bytes | None], chunk: int) -> None:
+    for schema in (SCHEMA, {"i": "int64", "s": "string"}, {n: t for n, t in SCHEMA.items() if t != "json"}):
         rows = JsonRows(schema)
-        fast, slow = rows.decode(payloads), rows.decode_slowly(payloads)
+        with mock.patch.object(json_rows, "_CHUNK", chunk):
+            fast = rows.decode(payloads)
+        shifted = pa.array([b"before", *payloads], pa.binary()).slice(
+            1
+        )  # a column need not begin at its buffer's start
+        again, slow = rows.decode(shifted), rows.decode_slowly(payloads)
+        assert (again.kept, again.extras, again.faults) == (slow.kept, slow.extras, slow.faults)
+        assert all(repr(again.columns[n].to_pylist()) == repr(slow.columns[n].to_pylist()) for n in schema)
         assert (fast.kept, fast.extras, fast.faults) == (slow.kept, slow.extras, slow.faults)
         assert [repr(c.to_pylist()) for c in fast.columns.values()] == [
             repr(c.to_pylist()) for c in slow.columns.values()

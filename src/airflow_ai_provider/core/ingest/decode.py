@@ -11,10 +11,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from airflow_ai_provider.core.batch import ROW_ID
+from airflow_ai_provider.core.ingest.column import flags
 from airflow_ai_provider.core.ingest.contract import EXTRA, FAULT, ORIGIN, PAYLOAD, REASONS, STAGE
 from airflow_ai_provider.core.ingest.json_rows import ARROW, JsonBlock, JsonRows, infer, is_column
 from airflow_ai_provider.core.ingest.typed_rows import cast_text, cast_typed, infer_text, row_json
@@ -59,23 +61,30 @@ class RowDecoder:
             return dict(self._rows.columns)
         return {name: str(type_) for name, type_ in (self._types or {}).items()}
 
-    def decode(self, table: pa.Table) -> Decoded:
-        """Decode one block."""
-        return self._decode_json(table) if self._format == "json" else self._decode_columns(table)
+    def decode(self, table: pa.Table, *, with_payload: bool = True) -> Decoded:
+        """Decode one block.
 
-    def _decode_json(self, table: pa.Table) -> Decoded:
+        :param with_payload: False leaves the payloads of JSON rows out of ``accepted``: to copy them costs more than to
+            look up those of the few rows that need theirs.
+        """
+        return self._decode_json(table, with_payload) if self._format == "json" else self._decode_columns(table)
+
+    def _decode_json(self, table: pa.Table, with_payload: bool) -> Decoded:
         payloads = _one_array(table[PAYLOAD])
         rows, block = (self._rows, self._rows.decode(payloads)) if self._rows else self._first(payloads)
         if block.kept:
             self._rows = rows
-        kept = table if len(block.kept) == table.num_rows else table.take(pa.array(block.kept, pa.int64()))
+        kept = table if with_payload else table.drop_columns([PAYLOAD])
+        if block.faults:
+            fits = np.ones(table.num_rows, np.bool_)
+            fits[list(block.faults)] = False
+            kept = kept.filter(flags(fits))
         accepted = pa.table(
             {
                 ROW_ID: kept[ROW_ID],
                 **block.columns,
                 EXTRA: pa.array(block.extras, pa.string()),
-                **{name: kept[name] for name in ORIGIN if name in kept.column_names},
-                PAYLOAD: kept[PAYLOAD],
+                **{name: kept[name] for name in (*ORIGIN, PAYLOAD) if name in kept.column_names},
             }
         )
         rejected = table.take(pa.array(block.faults, pa.int64()))
@@ -190,6 +199,8 @@ def _payloads(table: pa.Table) -> pa.Array | pa.ChunkedArray:
 
 
 def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    if column.num_chunks == 1:  # to combine it would copy it
+        return column.chunk(0)
     values = column.combine_chunks()
     return pa.concat_arrays(values.chunks) if isinstance(values, pa.ChunkedArray) else values
 

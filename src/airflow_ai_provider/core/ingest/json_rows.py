@@ -22,7 +22,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import compress, pairwise
 from operator import attrgetter
 from typing import Annotated, Any
 
@@ -86,8 +86,12 @@ class _Found:
         self.extras: dict[int, str] = {}
 
     def block(self, columns: dict[str, pa.Array]) -> JsonBlock:
-        kept = [i for i in range(self._count) if i not in self.faults]
-        return JsonBlock(kept, columns, [self.extras.get(i) for i in kept], self.faults)
+        fits = bytearray(b"\1") * self._count
+        for at in self.faults:
+            fits[at] = 0
+        kept = list(compress(range(self._count), fits))
+        extras: list[str | None] = [self.extras.get(i) for i in kept] if self.extras else [None] * len(kept)
+        return JsonBlock(kept, columns, extras, self.faults)
 
 
 class JsonRows:

@@ -189,7 +189,7 @@ class KafkaReader:
         reached, moved_at = part.first, self._clock()
         while reached < part.end:
             with paused_gc():
-                came = [m for m in consumer.consume(_COUNT, 0.2) if m.partition() in (here.partition, -1)]
+                came = _of_partition(here.partition, consumer.consume(_COUNT, 0.2))
                 messages, ended = self._sort_out(came, part, reached)
                 table = self._table(messages, identity) if messages else None
             if table is not None:
@@ -211,7 +211,7 @@ class KafkaReader:
         if not messages:
             return messages, False
         # by identity: comparing a KafkaError with None leaves an exception set that surfaces elsewhere
-        whole = all(error is None for error in map(Message.error, messages))
+        whole = set(map(type, map(Message.error, messages))) == {type(None)}
         if whole and _at(messages[-1]) < part.end:
             return messages, _at(messages[-1]) == part.end - 1
         kept: list[Message] = []
@@ -247,8 +247,9 @@ class KafkaReader:
     def _table(self, messages: Sequence[Message], identity: str) -> pa.Table:
         count = len(messages)
         offsets = pa.array(map(Message.offset, messages), pa.int64(), size=count)
-        # (kind, ms); kind 0: the record has no time
-        times = [at if kind else None for kind, at in map(Message.timestamp, messages)]
+        kinds, times = zip(*map(Message.timestamp, messages), strict=True)
+        if 0 in kinds:  # the record has no time
+            times = tuple(at if kind else None for kind, at in zip(kinds, times, strict=True))
         partition = messages[0].partition()
         prefix = f"{self._topic}~{identity[:8]}/{partition}/" if identity else f"{self._topic}/{partition}/"
         return pa.table(
@@ -382,6 +383,13 @@ class KafkaReader:
             "connection's bootstrap.servers is right; the retry asks again.",
             bootstrap=self._bootstrap,
         )
+
+
+def _of_partition(number: int, messages: list[Message]) -> list[Message]:
+    """Leave out what was fetched for the topic partition before this one; -1: an error of none."""
+    if set(map(Message.partition, messages)) <= {number, -1}:
+        return messages
+    return [m for m in messages if m.partition() in (number, -1)]
 
 
 def _at(message: Message) -> int:

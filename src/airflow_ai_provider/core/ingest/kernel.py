@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -145,15 +145,25 @@ def _match(column: pa.ChunkedArray, arguments: Mapping[str, Any]) -> Mask | None
     pattern = arguments["regex"]
     if not _is_text(column) or not isinstance(pattern, str) or not _PLAIN_PATTERN.fullmatch(pattern):
         return None
-    if _ASCII_ONLY.search(pattern) and not pc.all(pc.string_is_ascii(column), min_count=0).as_py():
-        return None
-    if "$" in pattern and pc.any(pc.match_substring(column, "\n"), min_count=0).as_py():
-        return None
+    ascii_only, one_line = _ASCII_ONLY.search(pattern), "$" in pattern
+    for text in _texts(column) if ascii_only or one_line else ():
+        if (ascii_only and not text.isascii()) or (one_line and b"\n" in text):
+            return None
     try:
         re.compile(pattern)
         return pc.match_substring_regex(column, pattern)
     except (re.error, pa.ArrowInvalid, UnicodeEncodeError):
         return None
+
+
+def _texts(column: pa.ChunkedArray) -> Iterator[bytes]:
+    """Yield the bytes of all texts, joined; bytes under a null are among them, and only make a kernel decline."""
+    for chunk in column.chunks:
+        _, ends, data = chunk.buffers()
+        if len(chunk) and data is not None:
+            bounds = memoryview(ends).cast("i")
+            first, end = bounds[chunk.offset], bounds[chunk.offset + len(chunk)]
+            yield data.slice(first, end - first).to_pybytes()
 
 
 def _not_unique(column: pa.ChunkedArray, arguments: Mapping[str, Any]) -> Mask | None:

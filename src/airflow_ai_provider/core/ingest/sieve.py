@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from airflow_ai_provider.core.batch import ROW_ID
 from airflow_ai_provider.core.ingest.block import paused_gc
-from airflow_ai_provider.core.ingest.contract import REASONS, Judgement, Validator
+from airflow_ai_provider.core.ingest.contract import PAYLOAD, REASONS, Judgement, Validator
 from airflow_ai_provider.core.ingest.decode import Decoded, RowDecoder, quarantine
 from airflow_ai_provider.core.ingest.landing import merge_texts
 
@@ -48,14 +48,15 @@ class Sieve:
     def sift(self, block: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Decode and validate one block.
 
-        :return: accepted rows, still with their payload, and quarantine rows.
+        :return: accepted rows and quarantine rows.
         """
         return self.validate(block, self.decode(block))
 
     def decode(self, block: pa.Table) -> Decoded:
         """Decode one block; blocks are decoded in their order."""
         with paused_gc():
-            decoded = self._decoder.decode(block)
+            # a batch rule may still send accepted rows to quarantine, with their bytes
+            decoded = self._decoder.decode(block, with_payload=self._rules is not None and self._rules.rejects_rows)
         if self._rules is not None and decoded.accepted.num_rows:
             names = self._rules.columns
             found = [n for n in decoded.accepted.column_names if n in names] if names is not None else self.columns
@@ -65,13 +66,13 @@ class Sieve:
     def validate(self, block: pa.Table, decoded: Decoded) -> tuple[pa.Table, pa.Table]:
         """Validate a decoded block; may run on another thread than :meth:`decode`, while that is at the next block.
 
-        :return: accepted rows, still with their payload, and quarantine rows.
+        :return: accepted rows and quarantine rows.
         """
         verdict = self._validator.split(decoded.accepted)
         self.failures = merge_texts(self.failures, verdict.failures)
         self.warnings.update(verdict.warnings)
         reasons = verdict.rejected[REASONS].to_pylist()
-        invalid = quarantine(verdict.rejected.drop_columns([REASONS]), "validate", reasons)
+        invalid = quarantine(_with_payload(verdict.rejected.drop_columns([REASONS]), block), "validate", reasons)
         rejected = [t for t in (decoded.rejected, invalid) if t.num_rows]
         return verdict.accepted, _in_order(pa.concat_tables(rejected), block) if rejected else decoded.rejected
 
@@ -91,10 +92,19 @@ class Sieve:
 
 def _in_order(rows: pa.Table, block: pa.Table) -> pa.Table:
     """Return rows in the order in which the block has them."""
-    # the few are looked up by the many, for the table that is looked in is the one that costs
-    ids = rows[ROW_ID].combine_chunks()
-    found = pc.index_in(block[ROW_ID], ids)
-    return rows.take(found.drop_null())
+    return rows.take(_look_up(rows, block).drop_null())
+
+
+def _with_payload(rows: pa.Table, block: pa.Table) -> pa.Table:
+    """Return rows, in the block's order, with the payloads that decoding left behind."""
+    if PAYLOAD in rows.column_names or PAYLOAD not in block.column_names:
+        return rows
+    return rows.append_column(PAYLOAD, block[PAYLOAD].filter(pc.is_valid(_look_up(rows, block))))
+
+
+def _look_up(rows: pa.Table, block: pa.Table) -> pa.ChunkedArray:
+    """For each row of the block, where it is among the few rows."""
+    return pc.index_in(block[ROW_ID], rows[ROW_ID].combine_chunks())
 
 
 def _by_origin(rows: pa.Table) -> pa.Table:
