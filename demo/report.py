@@ -61,11 +61,14 @@ class Report:
 
     @cached_property
     def routed(self) -> dict[str, Rows]:
-        """Route → its rows, with what was finally decided."""
+        """Route → the rows that ended there, with what was finally decided: what a person held is on hold."""
         found = {name: self._rows(BatchRef.from_dict(ref), name) for name, ref in self._told.outputs["decide"].items()}
         reviewed = {row[ROW_ID]: row["decision"] for row in self.reviewed}
-        for row in found["review"]:
+        asked = found["review"]
+        for row in asked:
             row["decision"] = reviewed.get(row[ROW_ID])
+        found["review"] = [row for row in asked if row["decision"] is not None]
+        found["hold"] += [row for row in asked if row["decision"] is None]
         return found
 
     @cached_property
@@ -149,7 +152,8 @@ class Report:
     def _counts(self) -> Table:
         said = self.summary
         actions = Counter((entry.action, entry.state) for entry in self.effects)
-        held = len(self.routed["review"]) - len(self.reviewed)
+        held = sum(row["route"] == "review" for row in self.routed["hold"])
+        notes = {"review": "answered by a person", "hold": f"a person held {held}"}
         model = f"{said['model']['name']} version {said['model']['version']}"
         table = Table(title=f"{DAG_ID}, run {self._told.run_id}, model {model}")
         table.add_column("stage")
@@ -161,8 +165,7 @@ class Report:
         table.add_row("  quarantined", str(sum(said["quarantined"].values())), quarantined)
         table.add_row("predicted", str(said["predicted"]), f"failed {said['failed']}")
         for route in ROUTES:
-            note = f"answered {len(self.reviewed)}, held {held}" if route == "review" else ""
-            table.add_row(f"  {route}", str(said["routes"][route]), note)
+            table.add_row(f"  {route}", str(said["routes"][route]), notes.get(route, ""))
         for action in dict.fromkeys(entry.action for entry in self.effects):
             states = {state: actions[action, state] for state in STATES if actions[action, state]}
             note = ", ".join(f"{'undone' if state == 'compensated' else state} {n}" for state, n in states.items())
