@@ -137,7 +137,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def stop_all(folder: Path, deadline_s: float = 15) -> int:
+def stop_all(folder: Path, deadline_s: float = 8) -> int:
     """End every process of the demo that lives in this folder, politely first.
 
     :return: how many processes there were.

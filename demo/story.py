@@ -31,6 +31,7 @@ TASKS = {
 }
 HELD_ANSWERS = 2
 RUN_DEADLINE_S = 900
+_AIRFLOWS_OWN = ("Skipping tasks", "Waiting for response")  # logged by its base classes in our operators' names
 _ENDED = {"success", "failed", "upstream_failed", "skipped", "removed"}
 
 
@@ -145,6 +146,8 @@ class Story:
             news = self._news(task)
             if task["state"] == "awaiting_input":
                 news = self._answer_review() or news
+            if task_id == "decide" and task["state"] == "success":
+                news = self._routes()
             if task["state"] in _ENDED:
                 took = float(task["duration"] or 0)
                 self.told.seconds[task_id] = round(took, 2)
@@ -156,8 +159,14 @@ class Story:
     def _news(self, task: Mapping[str, Any]) -> str:
         """Return the last thing that the task itself said."""
         lines = self.world.airflow.log(DAG_ID, self.told.run_id, task)
-        ours = [line for line in lines if "airflow_ai_provider" in str(line.get("logger"))]
-        return str(ours[-1]["event"]) if ours else ""
+        ours = [str(line["event"]) for line in lines if "airflow_ai_provider" in str(line.get("logger"))]
+        said = [event for event in ours if not event.startswith(_AIRFLOWS_OWN)]
+        return said[-1] if said else ""
+
+    def _routes(self) -> str:
+        """Tell how many rows took each route."""
+        routes = self.world.airflow.xcom(DAG_ID, self.told.run_id, "decide") or {}
+        return ", ".join(f"{route} {reference['counts'][route]}" for route, reference in routes.items())
 
     def _answer_review(self) -> str:
         """Fill in the form as somebody does who knows the biopsies, but cannot say anything about some."""

@@ -38,7 +38,9 @@ class World:
         self.mlflow = f"http://127.0.0.1:{mlflow}"
         self.tickets = f"http://127.0.0.1:{tickets}"
         self.airflow = Airflow(f"http://127.0.0.1:{airflow}", write_password(folder))
-        self.services = Services(folder, {"PYTHONPATH": f"{PROJECT / 'src'}:{PROJECT}"})
+        # MLflow's own job runner would be seven more processes that nobody here uses.
+        env = {"PYTHONPATH": f"{PROJECT / 'src'}:{PROJECT}", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        self.services = Services(folder, env)
         self._airflow_port = airflow
 
     def start_servers(self, news: News) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -95,11 +96,10 @@ def test_stop_leaves_no_process_and_no_port(told: tuple[Path, str]) -> None:
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port), timeout=5)
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            session = int(stat.read_text().rpartition(")")[2].split()[3])
-        except OSError:
-            continue
-        assert session not in processes, stat
+        with contextlib.suppress(OSError):  # ended while we looked
+            state, *fields = stat.read_text().rpartition(")")[2].split()
+            # dead ones that init has not yet taken note of hold nothing any more
+            assert int(fields[2]) not in processes or state in "ZX", stat.read_text()
     assert "Stopped 0 processes" in _demo(folder, "stop").stdout
 
 
