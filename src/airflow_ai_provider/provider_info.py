@@ -87,6 +87,7 @@ _CONNECTION_TYPES: list[dict[str, Any]] = [
         "hook-name": "AI action API",
         "conn-fields": {
             "timeout_s": _number("Timeout (s)", "Per request; default 30"),
+            "patience_s": _number("Patience (s)", "How long a receiver that is away is tried again; default 60"),
             "in_flight": _number("Requests in flight", "At a time; default 64"),
         },
         "ui-field-behaviour": {

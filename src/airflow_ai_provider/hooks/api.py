@@ -18,7 +18,8 @@ class ApiHook(BaseHook):
 
     Host (with ``http://`` or ``https://``, or scheme in *schema*) and port; login and password are sent as basic
     authentication, password alone as a bearer token. Extras: ``headers`` (an object), ``timeout_s`` (per request,
-    default 30), ``in_flight`` (requests at a time, default 64).
+    default 30), ``patience_s`` (how long a receiver that is away is tried again, default 60), ``in_flight`` (requests
+    at a time, default 64).
 
     :param ai_api_conn_id: connection of type ``ai_api``.
     """
@@ -57,6 +58,7 @@ class ApiHook(BaseHook):
             headers=headers,
             auth=auth,
             timeout_s=float(extra.get("timeout_s") or 30),
+            patience_s=float(extra.get("patience_s") or 60),
             in_flight=int(extra.get("in_flight") or 64),
         )
 
