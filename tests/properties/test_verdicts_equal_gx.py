@@ -8,6 +8,7 @@ makes and some that typed files bring; values are chosen to sit on the edges: nu
 from __future__ import annotations
 
 import datetime as dt
+import os
 from typing import Any
 
 import pyarrow as pa
@@ -125,17 +126,12 @@ def agree(suite: list[dict[str, Any]], table: pa.Table) -> None:
     assert verdict(suite, table, kernels=True) == verdict(suite, table, kernels=False)
 
 
-@seed(20261122)
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@seed(20261122)  # more: VERDICT_EXAMPLES=1000, a quarter of a second each
+@settings(
+    max_examples=int(os.environ.get("VERDICT_EXAMPLES", "40")), deadline=None, suppress_health_check=list(HealthCheck)
+)
 @given(rules(), tables())
 def test_kernels_give_great_expectations_verdicts(suite: list[dict[str, Any]], table: pa.Table) -> None:
-    agree(suite, table)
-
-
-@pytest.mark.slow
-@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
-@given(rules(), tables())
-def test_kernels_give_great_expectations_verdicts_at_length(suite: list[dict[str, Any]], table: pa.Table) -> None:
     agree(suite, table)
 
 
