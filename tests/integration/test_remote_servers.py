@@ -46,6 +46,7 @@ def registry(mlflow_process: MlflowServer) -> str:
     """Two versions to be served: a classifier that takes a tensor, a regression that takes columns."""
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(mlflow_process.uri)
+    mlflow.set_registry_uri(mlflow_process.uri)  # else what another module has set still holds
     try:
         mlflow.set_experiment("served")
         tensors = ModelSignature(Schema([TensorSpec(np.dtype("float32"), (-1, 30))]))
