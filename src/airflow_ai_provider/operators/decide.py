@@ -66,6 +66,7 @@ class ConfidenceBranchOperator(BaseOperator, BranchMixIn):
         policy = self.policy if isinstance(self.policy, Policy) else Policy.from_dict(self.policy)
         routes, facts = decide(BatchRef.from_dict(self.predictions), policy, store, pipeline=run.pipeline)
         LedgerHook(self.ledger_conn_id).get_ledger().decided(run.pipeline, run.run_id, facts)
+        self.log.info("Routed %s", ", ".join(f"{route} {ref.row_count}" for route, ref in routes.items()))
         references = {route: ref.to_dict() for route, ref in routes.items()}
         # Branching ends the task by raising: whatever shall be in XCom must be there before.
         for route, reference in references.items():
