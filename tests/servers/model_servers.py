@@ -10,7 +10,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import urllib.error
 import urllib.request
@@ -119,10 +118,15 @@ class TritonServer(Server):
                 log=folder / "out",
                 ready=lambda log: all(ready(log) for ready in both),
                 deadline_s=120,
-                # Triton's Python backend links to the interpreter's library
-                env={"LD_LIBRARY_PATH": str(sysconfig.get_config_var("LIBDIR")), "TMPDIR": str(folder)},
+                # Triton's Python backend links to the library of the interpreter that its environment was made with
+                env={"LD_LIBRARY_PATH": _library_folder(env), "TMPDIR": str(folder)},
             ),
         )
+
+
+def _library_folder(env: Path) -> str:
+    ask = "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))"
+    return subprocess.check_output([str(env / "bin" / "python"), "-c", ask], text=True).strip()
 
 
 class MlflowModelServer(Server):
