@@ -81,7 +81,7 @@ def make(place: Place) -> None:
     """Start broker and registry, register the schema, produce the messages."""
     import fastavro
 
-    from airflow_ai_provider.core.ingest.registry import SchemaRegistry
+    from airflow_ai_provider.core.ingest.encoded.registry import SchemaRegistry
     from tests.servers.registry import register
 
     found = servers.start(place.folder, "kafka", "registry")
@@ -137,12 +137,12 @@ def open_limit(place: Place) -> Run:
 
 def open_ours(place: Place) -> Run:
     """Ingest one span into a fresh store and ledger."""
-    from airflow_ai_provider.core.ingest.avro import AvroDecoder
     from airflow_ai_provider.core.ingest.contract import AcceptAll
-    from airflow_ai_provider.core.ingest.encoded import EncodedSource
+    from airflow_ai_provider.core.ingest.encoded.avro.decoder import AvroDecoder
+    from airflow_ai_provider.core.ingest.encoded.registry import SchemaRegistry
+    from airflow_ai_provider.core.ingest.encoded.source import EncodedSource
     from airflow_ai_provider.core.ingest.flow import IngestRun, ingest
     from airflow_ai_provider.core.ingest.kafka import KafkaReader
-    from airflow_ai_provider.core.ingest.registry import SchemaRegistry
     from airflow_ai_provider.core.ledger_sql import open_ledger
     from airflow_ai_provider.core.store import Store
 

@@ -56,7 +56,7 @@ DOORS: dict[str, set[str]] = {
     "sqlalchemy": {"core.ledger_sql"},
     "ray": set(),
     "polars": set(),
-    "aiohttp": {"core.infer.remote", "core.act.http"},
+    "aiohttp": {"core.infer.remote.client", "core.act.http"},
     "confluent_kafka": {"core.ingest.kafka", "core.act.kafka", "hooks.kafka"},
 }
 # loaded by no DAG file, besides the doors' own libraries

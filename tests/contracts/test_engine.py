@@ -13,7 +13,7 @@ import pytest
 
 from airflow_ai_provider.core.batch import ROW_ID
 from airflow_ai_provider.core.infer.engine import Engine, open_engine
-from airflow_ai_provider.core.infer.remote import open_remote
+from airflow_ai_provider.core.infer.remote.client import open_remote
 from airflow_ai_provider.errors import SignatureError
 from airflow_ai_provider.testing import ArithmeticEngine
 from tests.core.infer import model_server, models

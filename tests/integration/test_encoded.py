@@ -15,10 +15,10 @@ import pytest
 from confluent_kafka import Producer
 
 from airflow_ai_provider.core.ingest.contract import AcceptAll
-from airflow_ai_provider.core.ingest.encoded import open_encoded
+from airflow_ai_provider.core.ingest.encoded.protobuf.schema import ProtoFile
+from airflow_ai_provider.core.ingest.encoded.registry import SchemaRegistry, Schemas
+from airflow_ai_provider.core.ingest.encoded.source import open_encoded
 from airflow_ai_provider.core.ingest.flow import IngestRun, ingest
-from airflow_ai_provider.core.ingest.protobuf_schema import ProtoFile
-from airflow_ai_provider.core.ingest.registry import SchemaRegistry, Schemas
 from airflow_ai_provider.core.ingest.source import KafkaSource, open_source
 from airflow_ai_provider.core.store import Store
 from airflow_ai_provider.errors import RegistryUnavailableError, SpecError

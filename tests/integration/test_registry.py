@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_ai_provider.core.ingest.avro import AvroDecoder
-from airflow_ai_provider.core.ingest.protobuf import ProtobufDecoder
-from airflow_ai_provider.core.ingest.protobuf_schema import ProtoFile
-from airflow_ai_provider.core.ingest.registry import MAX_ANSWER, RegisteredSchema, SchemaRegistry, Schemas
+from airflow_ai_provider.core.ingest.encoded.avro.decoder import AvroDecoder
+from airflow_ai_provider.core.ingest.encoded.protobuf.decoder import ProtobufDecoder
+from airflow_ai_provider.core.ingest.encoded.protobuf.schema import ProtoFile
+from airflow_ai_provider.core.ingest.encoded.registry import MAX_ANSWER, RegisteredSchema, SchemaRegistry, Schemas
 from airflow_ai_provider.errors import ConnectionConfigError, RegistryUnavailableError
 from airflow_ai_provider.testing.registry import MemorySchemas
 

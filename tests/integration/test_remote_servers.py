@@ -15,11 +15,11 @@ from mlflow.models import ModelSignature, infer_signature
 from mlflow.types import Schema, TensorSpec
 
 from airflow_ai_provider.core.batch import ROW_ID, Pin, digest_of
-from airflow_ai_provider.core.infer.endpoint import RemoteEndpoint
 from airflow_ai_provider.core.infer.engine import open_engine
 from airflow_ai_provider.core.infer.flow import infer
 from airflow_ai_provider.core.infer.pin import resolve_pin
-from airflow_ai_provider.core.infer.remote import open_remote, probe_server
+from airflow_ai_provider.core.infer.remote.client import open_remote, probe_server
+from airflow_ai_provider.core.infer.remote.endpoint import RemoteEndpoint
 from airflow_ai_provider.core.store import Store
 from airflow_ai_provider.errors import EngineUnavailableError, ModelPinError, SignatureError
 from tests.core.infer import models

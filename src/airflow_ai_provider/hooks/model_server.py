@@ -11,8 +11,8 @@ from airflow_ai_provider.errors import ConnectionConfigError, SpecError
 
 if TYPE_CHECKING:
     from airflow_ai_provider.core.batch import Pin
-    from airflow_ai_provider.core.infer.endpoint import RemoteEndpoint
-    from airflow_ai_provider.core.infer.remote_engine import RemoteEngine
+    from airflow_ai_provider.core.infer.remote.endpoint import RemoteEndpoint
+    from airflow_ai_provider.core.infer.remote.engine import RemoteEngine
 
 
 class ModelServerHook(BaseHook):
@@ -43,7 +43,7 @@ class ModelServerHook(BaseHook):
         :raises ConnectionConfigError: when the connection is missing or wrong; a retry does not help.
         :raises DeviceError: ``require_cuda`` cannot be proved of a server; a retry does not help.
         """
-        from airflow_ai_provider.core.infer.remote import open_remote
+        from airflow_ai_provider.core.infer.remote.client import open_remote
 
         endpoint, headers = self._read()
         return open_remote(pin, endpoint, headers, device)
@@ -51,7 +51,7 @@ class ModelServerHook(BaseHook):
     def test_connection(self) -> tuple[bool, str]:
         """Ask the server whether it is ready; every HTTP answer counts."""
         try:
-            from airflow_ai_provider.core.infer.remote import probe_server
+            from airflow_ai_provider.core.infer.remote.client import probe_server
 
             return True, probe_server(*self._read())
         except Exception as error:  # the UI shows whatever went wrong
@@ -60,7 +60,7 @@ class ModelServerHook(BaseHook):
     def _read(self) -> tuple[RemoteEndpoint, dict[str, str]]:
         from base64 import b64encode
 
-        from airflow_ai_provider.core.infer.endpoint import RemoteEndpoint
+        from airflow_ai_provider.core.infer.remote.endpoint import RemoteEndpoint
 
         connection = find_connection(self.ai_model_server_conn_id, self.conn_type)
         if connection is None or not connection.host:

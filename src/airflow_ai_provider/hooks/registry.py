@@ -10,7 +10,7 @@ from airflow_ai_provider.connection import find_connection
 from airflow_ai_provider.errors import ConnectionConfigError
 
 if TYPE_CHECKING:
-    from airflow_ai_provider.core.ingest.registry import SchemaRegistry
+    from airflow_ai_provider.core.ingest.encoded.registry import SchemaRegistry
 
 
 class SchemaRegistryHook(BaseHook):
@@ -38,7 +38,7 @@ class SchemaRegistryHook(BaseHook):
         :param subject: the subject to name a schema by when it is registered under several (``topic-value``).
         :raises ConnectionConfigError: when the connection is missing or names no host; a retry does not help.
         """
-        from airflow_ai_provider.core.ingest.registry import SchemaRegistry
+        from airflow_ai_provider.core.ingest.encoded.registry import SchemaRegistry
 
         connection = find_connection(self.schema_registry_conn_id, self.conn_type)
         if connection is None or not connection.host:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from airflow_ai_provider.core.ingest.registry import RegisteredSchema
+from airflow_ai_provider.core.ingest.encoded.registry import RegisteredSchema
 from airflow_ai_provider.errors import RegistryUnavailableError
 
 

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from airflow_ai_provider.core.batch import ROW_ID, Pin, digest_of
-from airflow_ai_provider.core.infer.endpoint import RemoteEndpoint
+from airflow_ai_provider.core.infer.remote.endpoint import RemoteEndpoint
 from tests.core.infer.dense import columns_signature
 
 Rows = npt.NDArray[Any]

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from airflow_ai_provider.core.batch import ROW_ID
-from airflow_ai_provider.core.infer.endpoint import PROTOCOLS, RemoteEndpoint
-from airflow_ai_provider.core.infer.remote import open_remote, probe_server
+from airflow_ai_provider.core.infer.remote.client import open_remote, probe_server
+from airflow_ai_provider.core.infer.remote.endpoint import PROTOCOLS, RemoteEndpoint
 from airflow_ai_provider.errors import SignatureError, SpecError
 from tests.core.infer.dense import tensor_signature
 from tests.core.infer.model_server import PIN, FakeServer, Refused, Rows, high_or_low, rows_of, serving, with_x

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from airflow_ai_provider.core.infer.endpoint import RemoteEndpoint
-from airflow_ai_provider.core.infer.remote import open_remote, probe_server
+from airflow_ai_provider.core.infer.remote.client import open_remote, probe_server
+from airflow_ai_provider.core.infer.remote.endpoint import RemoteEndpoint
 from airflow_ai_provider.errors import (
     AiProviderError,
     ConnectionConfigError,
@@ -393,7 +393,7 @@ def test_a_header_cannot_carry_another() -> None:
 
 
 def test_an_answer_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    from airflow_ai_provider.core.infer import remote
+    from airflow_ai_provider.core.infer.remote import client as remote
 
     monkeypatch.setattr(remote, "_ANSWER_LIMIT", 1 << 20)
     endless = json.dumps({"outputs": [], "pad": "x" * (2 << 20)}).encode()

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pytest
 
 from airflow_ai_provider.core.batch import ROW_ID, Pin, digest_of
-from airflow_ai_provider.core.infer.endpoint import RemoteEndpoint
-from airflow_ai_provider.core.infer.remote_frame import Frame
-from airflow_ai_provider.core.infer.remote_json import MlflowWire, TorchServeWire
-from airflow_ai_provider.core.infer.remote_wire import Reply, column_output
+from airflow_ai_provider.core.infer.remote.endpoint import RemoteEndpoint
+from airflow_ai_provider.core.infer.remote.frame import Frame
+from airflow_ai_provider.core.infer.remote.rest import MlflowWire, TorchServeWire
+from airflow_ai_provider.core.infer.remote.wire import Reply, column_output
 from airflow_ai_provider.errors import RowMismatchError, SignatureError
 
 FILES = {"model.onnx": "sha256:" + "1" * 64}

@@ -16,9 +16,9 @@ import fastavro
 import pyarrow as pa
 import pytest
 
-from airflow_ai_provider.core.ingest.avro import AvroBodies, AvroDecoder
-from airflow_ai_provider.core.ingest.avro_schema import MAX_SCHEMA_NODES, SchemaFaultError, parse
-from airflow_ai_provider.core.ingest.wire import Bodies, DecodedBlock, _spread_out
+from airflow_ai_provider.core.ingest.encoded.avro.decoder import AvroBodies, AvroDecoder
+from airflow_ai_provider.core.ingest.encoded.avro.schema import MAX_SCHEMA_NODES, SchemaFaultError, parse
+from airflow_ai_provider.core.ingest.encoded.wire import Bodies, DecodedBlock, _spread_out
 from airflow_ai_provider.errors import RegistryUnavailableError, SpecError
 from airflow_ai_provider.testing.registry import MemorySchemas
 

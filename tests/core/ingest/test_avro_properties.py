@@ -17,10 +17,10 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_ai_provider.core.ingest.avro import AvroBodies, AvroDecoder
-from airflow_ai_provider.core.ingest.avro_block import CHUNK
-from airflow_ai_provider.core.ingest.avro_schema import parse
-from airflow_ai_provider.core.ingest.wire import Bodies, _spread_out
+from airflow_ai_provider.core.ingest.encoded.avro.block import CHUNK
+from airflow_ai_provider.core.ingest.encoded.avro.decoder import AvroBodies, AvroDecoder
+from airflow_ai_provider.core.ingest.encoded.avro.schema import parse
+from airflow_ai_provider.core.ingest.encoded.wire import Bodies, _spread_out
 from airflow_ai_provider.testing.registry import MemorySchemas
 
 DAY = timedelta(days=1)

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_ai_provider.core.ingest.protobuf import ProtobufDecoder
-from airflow_ai_provider.core.ingest.protobuf_schema import ProtoFile
-from airflow_ai_provider.core.ingest.wire import DecodedBlock, SchemaUnusableError
+from airflow_ai_provider.core.ingest.encoded.protobuf.decoder import ProtobufDecoder
+from airflow_ai_provider.core.ingest.encoded.protobuf.schema import ProtoFile
+from airflow_ai_provider.core.ingest.encoded.wire import DecodedBlock, SchemaUnusableError
 from airflow_ai_provider.errors import RegistryUnavailableError, SpecError
 from airflow_ai_provider.testing.registry import MemorySchemas
 

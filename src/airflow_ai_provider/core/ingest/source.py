@@ -15,7 +15,7 @@ from airflow_ai_provider.errors import SpecError
 
 if TYPE_CHECKING:
     from airflow_ai_provider.core.ingest.contract import Source
-    from airflow_ai_provider.core.ingest.registry import Schemas
+    from airflow_ai_provider.core.ingest.encoded.registry import Schemas
 
 _KAFKA_FORMATS = ("json", "avro", "protobuf")
 _KAFKA_BY = ("cursor", "window")
@@ -148,7 +148,7 @@ def open_source(
 
 
 def _encoded(reader: Source, value: KafkaSource, schemas: Schemas | None, columns: Sequence[str]) -> Source:
-    from airflow_ai_provider.core.ingest.encoded import open_encoded
+    from airflow_ai_provider.core.ingest.encoded.source import open_encoded
 
     if schemas is None:
         raise SpecError(

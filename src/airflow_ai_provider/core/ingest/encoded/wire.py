@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from airflow_ai_provider.core.ingest.column import flags, mask_of, numbers, positions
 from airflow_ai_provider.core.ingest.contract import FAULT
-from airflow_ai_provider.core.ingest.registry import RegisteredSchema, Schemas
+from airflow_ai_provider.core.ingest.encoded.registry import RegisteredSchema, Schemas
 
 SCHEMA_ID = "_schema_id"
 MAX_PAYLOAD = 16 * 1024 * 1024

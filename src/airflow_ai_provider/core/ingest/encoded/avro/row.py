@@ -19,8 +19,8 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from airflow_ai_provider.core.ingest.avro_schema import Array, Enum, Leaf, Map, Node, Record, Union, is_null
-from airflow_ai_provider.core.ingest.avro_values import UUID, bounds, unscaled_limit
+from airflow_ai_provider.core.ingest.encoded.avro.schema import Array, Enum, Leaf, Map, Node, Record, Union, is_null
+from airflow_ai_provider.core.ingest.encoded.avro.values import UUID, bounds, unscaled_limit
 
 MAX_EMPTY_ITEMS = 10_000
 _UUID = re.compile(UUID)

@@ -20,7 +20,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from airflow_ai_provider.core.ingest.avro_schema import (
+from airflow_ai_provider.core.ingest.column import flags
+from airflow_ai_provider.core.ingest.encoded.avro.schema import (
     Array,
     Enum,
     Leaf,
@@ -32,7 +33,6 @@ from airflow_ai_provider.core.ingest.avro_schema import (
     branch_names,
     is_null,
 )
-from airflow_ai_provider.core.ingest.column import flags
 
 _DAY_US = 86_400_000_000
 _FIRST_DAY, _LAST_DAY = -719_162, 2_932_896  # 0001-01-01 and 9999-12-31, in days from 1970: what a calendar has

@@ -19,7 +19,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from airflow_ai_provider.core.ingest.avro_schema import (
+from airflow_ai_provider.core.ingest.column import flags, mask_of, numbers, positions
+from airflow_ai_provider.core.ingest.encoded.avro.schema import (
     Array,
     Enum,
     Leaf,
@@ -32,8 +33,7 @@ from airflow_ai_provider.core.ingest.avro_schema import (
     parts,
     recurs,
 )
-from airflow_ai_provider.core.ingest.avro_values import UUID, bounds, struct_of, times_of, unscaled_limit
-from airflow_ai_provider.core.ingest.column import flags, mask_of, numbers, positions
+from airflow_ai_provider.core.ingest.encoded.avro.values import UUID, bounds, struct_of, times_of, unscaled_limit
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 Mask: TypeAlias = npt.NDArray[np.bool_]

@@ -20,11 +20,11 @@ import aiohttp
 from yarl import URL
 
 from airflow_ai_provider.core.batch import Pin
-from airflow_ai_provider.core.infer.endpoint import RemoteEndpoint
-from airflow_ai_provider.core.infer.remote_engine import RemoteEngine
-from airflow_ai_provider.core.infer.remote_json import MlflowWire, TensorFlowWire, TorchServeWire
-from airflow_ai_provider.core.infer.remote_oip import OipWire
-from airflow_ai_provider.core.infer.remote_wire import Ask, Reply, Wire
+from airflow_ai_provider.core.infer.remote.endpoint import RemoteEndpoint
+from airflow_ai_provider.core.infer.remote.engine import RemoteEngine
+from airflow_ai_provider.core.infer.remote.oip import OipWire
+from airflow_ai_provider.core.infer.remote.rest import MlflowWire, TensorFlowWire, TorchServeWire
+from airflow_ai_provider.core.infer.remote.wire import Ask, Reply, Wire
 from airflow_ai_provider.errors import ConnectionConfigError, DeviceError, EngineUnavailableError, RowMismatchError
 
 T = TypeVar("T")

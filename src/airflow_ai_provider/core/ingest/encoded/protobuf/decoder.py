@@ -24,9 +24,9 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from airflow_ai_provider.core.ingest.protobuf_schema import ProtoFile
-from airflow_ai_provider.core.ingest.registry import RegisteredSchema, Schemas
-from airflow_ai_provider.core.ingest.wire import (
+from airflow_ai_provider.core.ingest.encoded.protobuf.schema import ProtoFile
+from airflow_ai_provider.core.ingest.encoded.registry import RegisteredSchema, Schemas
+from airflow_ai_provider.core.ingest.encoded.wire import (
     MAX_PAYLOAD,
     Bodies,
     DecodedBlock,

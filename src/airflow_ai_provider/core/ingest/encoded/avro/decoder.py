@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from airflow_ai_provider.core.ingest.avro_block import can_read, read_bodies
-from airflow_ai_provider.core.ingest.avro_evolve import Convert, resolve
-from airflow_ai_provider.core.ingest.avro_row import BodyFaultError, read_body
-from airflow_ai_provider.core.ingest.avro_schema import Record, SchemaFaultError, arrow_type, parse
-from airflow_ai_provider.core.ingest.avro_values import array_of
 from airflow_ai_provider.core.ingest.column import flags, positions
-from airflow_ai_provider.core.ingest.registry import RegisteredSchema, Schemas
-from airflow_ai_provider.core.ingest.wire import (
+from airflow_ai_provider.core.ingest.encoded.avro.block import can_read, read_bodies
+from airflow_ai_provider.core.ingest.encoded.avro.evolve import Convert, resolve
+from airflow_ai_provider.core.ingest.encoded.avro.row import BodyFaultError, read_body
+from airflow_ai_provider.core.ingest.encoded.avro.schema import Record, SchemaFaultError, arrow_type, parse
+from airflow_ai_provider.core.ingest.encoded.avro.values import array_of
+from airflow_ai_provider.core.ingest.encoded.registry import RegisteredSchema, Schemas
+from airflow_ai_provider.core.ingest.encoded.wire import (
     MAX_DEPTH,
     MAX_PAYLOAD,
     Bodies,

@@ -22,7 +22,7 @@ from typing import Any
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
-from airflow_ai_provider.core.ingest.wire import SchemaUnusableError
+from airflow_ai_provider.core.ingest.encoded.wire import SchemaUnusableError
 from airflow_ai_provider.errors import MissingExtraError
 
 _MAIN = "schema_of_this_topic.proto"

@@ -16,10 +16,10 @@ import msgspec
 import numpy as np
 
 from airflow_ai_provider.core.batch import Pin
-from airflow_ai_provider.core.infer.endpoint import RemoteEndpoint
 from airflow_ai_provider.core.infer.features import Features, InputSpec, features_of
-from airflow_ai_provider.core.infer.remote_frame import Frame
-from airflow_ai_provider.core.infer.remote_wire import (
+from airflow_ai_provider.core.infer.remote.endpoint import RemoteEndpoint
+from airflow_ai_provider.core.infer.remote.frame import Frame
+from airflow_ai_provider.core.infer.remote.wire import (
     JSON_TYPE,
     Array,
     Ask,

@@ -18,7 +18,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from airflow_ai_provider.core.ingest.avro_schema import (
+from airflow_ai_provider.core.ingest.column import flags, mask_of, numbers, positions
+from airflow_ai_provider.core.ingest.encoded.avro.schema import (
     MISSING,
     Array,
     Enum,
@@ -33,8 +34,7 @@ from airflow_ai_provider.core.ingest.avro_schema import (
     is_null,
     recurs,
 )
-from airflow_ai_provider.core.ingest.avro_values import array_of, bounds, factor, struct_of, times_of
-from airflow_ai_provider.core.ingest.column import flags, mask_of, numbers, positions
+from airflow_ai_provider.core.ingest.encoded.avro.values import array_of, bounds, factor, struct_of, times_of
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Convert: TypeAlias = Callable[[pa.Array], tuple[pa.Array, Mask]]

@@ -23,9 +23,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from airflow_ai_provider.core.batch import ROW_ID, Pin
-from airflow_ai_provider.core.infer.endpoint import RemoteEndpoint
 from airflow_ai_provider.core.infer.outcome import Reading, predictions, settle_reading
-from airflow_ai_provider.core.infer.remote_wire import Array, Ask, Reply, Wire, demand_settled, mismatch
+from airflow_ai_provider.core.infer.remote.endpoint import RemoteEndpoint
+from airflow_ai_provider.core.infer.remote.wire import Array, Ask, Reply, Wire, demand_settled, mismatch
 from airflow_ai_provider.errors import EngineUnavailableError, ModelPinError, RowMismatchError, SignatureError
 
 T = TypeVar("T")

@@ -20,9 +20,9 @@ import msgspec
 import numpy as np
 
 from airflow_ai_provider.core.batch import Pin
-from airflow_ai_provider.core.infer.endpoint import RemoteEndpoint
 from airflow_ai_provider.core.infer.features import Features, InputSpec
-from airflow_ai_provider.core.infer.remote_wire import (
+from airflow_ai_provider.core.infer.remote.endpoint import RemoteEndpoint
+from airflow_ai_provider.core.infer.remote.wire import (
     JSON_TYPE,
     Array,
     Ask,

@@ -15,8 +15,8 @@ import pyarrow as pa
 from airflow_ai_provider.core.batch import Span
 from airflow_ai_provider.core.ingest.block import cut
 from airflow_ai_provider.core.ingest.contract import PAYLOAD, Source
-from airflow_ai_provider.core.ingest.registry import Schemas
-from airflow_ai_provider.core.ingest.wire import DecodedBlock, Payloads
+from airflow_ai_provider.core.ingest.encoded.registry import Schemas
+from airflow_ai_provider.core.ingest.encoded.wire import DecodedBlock, Payloads
 
 
 class PayloadDecoder(Protocol):
@@ -91,10 +91,10 @@ def open_encoded(
 
     def open_decoder() -> PayloadDecoder:
         if format == "avro":
-            from airflow_ai_provider.core.ingest.avro import AvroDecoder
+            from airflow_ai_provider.core.ingest.encoded.avro.decoder import AvroDecoder
 
             return AvroDecoder(schemas, reader_schema, columns=columns)
-        from airflow_ai_provider.core.ingest.protobuf import ProtobufDecoder
+        from airflow_ai_provider.core.ingest.encoded.protobuf.decoder import ProtobufDecoder
 
         return ProtobufDecoder(schemas, reader_schema, columns=columns)
 

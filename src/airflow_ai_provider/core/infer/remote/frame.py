@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from airflow_ai_provider.core.batch import Pin
 from airflow_ai_provider.core.infer.features import Column, Inputs
-from airflow_ai_provider.core.infer.remote_wire import COLUMN_TYPES, Array
+from airflow_ai_provider.core.infer.remote.wire import COLUMN_TYPES, Array
 from airflow_ai_provider.errors import SignatureError
 
 _WHOLE = ("long", "integer")

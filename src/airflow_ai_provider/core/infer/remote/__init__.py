@@ -1,0 +1,1 @@
+"""Models behind a server: the wire formats, and an Engine over them."""

@@ -1,0 +1,1 @@
+"""Protobuf bodies: the schema's text made into message classes, and their decoding."""
