@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.servers.process import Server
 
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from tests.servers.postgres import PostgresServer
     from tests.servers.proxy import TcpProxy
     from tests.servers.registry import SchemaRegistryServer
+
+# A machine at work is slow to draw examples: that says nothing about the code.
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
 
 S = TypeVar("S", bound=Server)
 _servers: list[Server] = []  # those that run now, shared by the session

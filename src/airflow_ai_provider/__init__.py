@@ -26,6 +26,7 @@ _FACE = {
     "Undo": "core.act.value",
     "build_dag": "dag_factory",
     "load_pipelines": "dag_factory",
+    "on_topic": "schedule",
     "errors": "errors",
 }
 
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from airflow_ai_provider.operators.infer import PinModelOperator as PinModelOperator
     from airflow_ai_provider.operators.ingest import ReplayQuarantineOperator as ReplayQuarantineOperator
     from airflow_ai_provider.operators.ingest import ValidatedIngestOperator as ValidatedIngestOperator
+    from airflow_ai_provider.schedule import on_topic as on_topic
 
 
 def __getattr__(name: str) -> Any:

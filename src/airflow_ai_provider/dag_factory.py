@@ -14,6 +14,7 @@ from typing import Any
 
 from airflow.sdk import DAG, BaseOperator, CronDataIntervalTimetable, Param, XComArg
 
+from airflow_ai_provider.core.ingest.source import KafkaSource
 from airflow_ai_provider.core.pipeline.plan import Plan, Ref, plan
 from airflow_ai_provider.core.pipeline.render import render
 from airflow_ai_provider.core.pipeline.spec import load_spec
@@ -89,7 +90,12 @@ def build_dag(plan: Plan) -> DAG:
     return dag
 
 
-def _timetable(schedule: str | None) -> Any:
+def _timetable(schedule: str | Mapping[str, Any] | None) -> Any:
+    if isinstance(schedule, Mapping):
+        from airflow_ai_provider.schedule import on_topic
+
+        source = KafkaSource.from_dict(schedule["topic"])
+        return on_topic(source, sweep=schedule["sweep"], every=timedelta(seconds=schedule["every_s"]))
     if schedule in (None, "@once", "@continuous"):
         return schedule
     return CronDataIntervalTimetable(schedule, timezone="UTC")

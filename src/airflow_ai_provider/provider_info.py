@@ -14,6 +14,7 @@ def get_provider_info() -> dict[str, Any]:
         "name": "AI",
         "description": "Validated ingestion, pinned inference, decisions by confidence and actions with undo.",
         "connection-types": _CONNECTION_TYPES,
+        "triggers": [{"integration-name": "AI", "python-modules": [f"{_PACKAGE}.triggers.topic"]}],
         "cli": [f"{_PACKAGE}.cli.get_cli_commands"],
     }
 

@@ -37,15 +37,18 @@ FLOORS: dict[str, tuple[int, str]] = {
     "testing": (5, "testing"),
     "operators": (5, "*"),
     "triggers": (5, "*"),
-    "dag_factory": (6, "dag_factory"),
-    "cli": (6, "cli"),
-    "ui": (7, "ui"),
-    "": (8, "root"),  # the lazy public face
+    "schedule": (6, "schedule"),
+    "dag_factory": (7, "dag_factory"),
+    "cli": (7, "cli"),
+    "ui": (8, "ui"),
+    "": (9, "root"),  # the lazy public face
 }
 AIRFLOW_FREE = ("errors", "provider_info", "core", "testing")
 AIRFLOW_NAMES = ("airflow.sdk", "airflow.providers")
 AIRFLOW_NAMES_OF = {
     "ui": ("airflow.plugins_manager", "airflow.api_fastapi"),  # plugin class; the user and the right to see a DAG
+    "triggers": ("airflow.triggers.base",),  # what a provider's trigger is made of; not in airflow.sdk
+    "schedule": ("airflow.triggers.base",),
     "cli": ("airflow.cli",),  # commands that the provider info registers
 }
 DOORS: dict[str, set[str]] = {

@@ -78,6 +78,7 @@ def test_every_format_is_in_the_pages() -> None:
     "kind",
     [
         section.Sections,
+        section.WakeUp,
         section.Ingest,
         section.Infer,
         section.Decide,

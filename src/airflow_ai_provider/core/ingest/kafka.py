@@ -140,6 +140,14 @@ class KafkaReader:
         waiting = sum(high[p] - stable[p] for p in partitions)
         return Span(self.name, identity, slices, {"partitions": len(partitions), "waiting": waiting})
 
+    def ends(self) -> dict[int, int]:
+        """Return the last stable offset of each topic partition: how far a span planned now would reach.
+
+        :raises SourceError: when the topic is not there; a retry does not help.
+        :raises SourceUnavailableError: when the broker does not answer within the deadline; a retry may help.
+        """
+        return self._offsets(sorted(self._metadata().topics[self._topic].partitions), _LATEST)
+
     def read(self, span: Span) -> Iterator[pa.Table]:
         """Yield the span's records: ``_row_id``, ``_payload``, ``_key``, ``_topic``, ``_partition``, ``_offset``,
         ``_timestamp``.

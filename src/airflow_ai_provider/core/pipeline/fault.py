@@ -21,6 +21,7 @@ from airflow_ai_provider.core.pipeline.section import (
     Sections,
     Step,
     UndoCall,
+    WakeUp,
 )
 
 _NEEDED = {
@@ -59,7 +60,7 @@ def explain(error: ValidationError) -> list[Fault]:
 
 
 def _fault(detail: Any) -> Fault:
-    location, kind, value = tuple(detail["loc"]), detail["type"], detail["input"]
+    location, kind, value = _untagged(tuple(detail["loc"])), detail["type"], detail["input"]
     if location and location[-1] == "[key]":
         return location[:-1], f"{value!r} is not a text; keys are texts"
     if kind == "extra_forbidden":
@@ -76,6 +77,11 @@ def _fault(detail: Any) -> Fault:
     if kind in _TYPES:
         return location, f"{_show(value)} {_TYPES[kind]}"
     return location, f"{_show(value)}: {detail['msg']}"
+
+
+def _untagged(location: Location) -> Location:
+    """Leave out which of a schedule's two forms was read: it is no key."""
+    return (location[0], *location[2:]) if location[:1] == ("schedule",) else location
 
 
 def _bound(kind: str, context: Any) -> str:
@@ -121,6 +127,7 @@ def _aliases(model: type[BaseModel]) -> Iterator[str]:
 
 
 _MODELS: dict[str, type[BaseModel]] = {
+    "schedule": WakeUp,
     "ingest": Ingest,
     "infer": Infer,
     "decide": Decide,

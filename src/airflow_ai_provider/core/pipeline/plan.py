@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from airflow_ai_provider.core.pipeline.section import Ingest, Step
+from airflow_ai_provider.core.pipeline.section import Ingest, Sections, Step, WakeUp
 from airflow_ai_provider.core.pipeline.spec import Spec
 
 # A branch skips what has no rows: a step runs when nothing failed and at least one of its sources has rows.
@@ -122,7 +122,16 @@ def plan(spec: Spec) -> Plan:
 def _facts(spec: Spec) -> dict[str, Any]:
     s = spec.sections
     names = ("schedule", "description", "tags", "start_date", "catchup", "max_active_runs", "owner")
-    return {name: getattr(s, name) for name in names}
+    return {name: getattr(s, name) for name in names} | {"schedule": _schedule(s)}
+
+
+def _schedule(sections: Sections) -> str | dict[str, Any] | None:
+    """A cron line as it is written; an event with what it watches."""
+    schedule = sections.schedule
+    if not isinstance(schedule, WakeUp):
+        return schedule
+    watched = _ingest(sections.ingest).arguments["source"]
+    return {"topic": watched, "sweep": schedule.sweep, "every_s": schedule.every.total_seconds()}
 
 
 def _params(spec: Spec) -> dict[str, Param]:

@@ -5,7 +5,7 @@ Invariant: pure; the same plan gives the same text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -25,7 +25,7 @@ def _lines(plan: Plan) -> Iterator[str]:
     facts = plan.facts
     runs = "one run at a time" if facts["max_active_runs"] == 1 else f"up to {facts['max_active_runs']} runs at a time"
     catchup = "catches up" if facts["catchup"] else "no catchup"
-    yield f"{plan.dag_id}  {facts['schedule'] or 'no schedule'}, {runs}, {catchup}"
+    yield f"{plan.dag_id}  {_schedule(facts['schedule'])}, {runs}, {catchup}"
     if facts["description"]:
         yield f"  {facts['description']}"
     yield ""
@@ -40,6 +40,13 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield "trigger form (* above)"
     for name, param in plan.params.items():
         yield f"  {name:<16}{_value(param.default):<20}{param.description}{_bounds(param)}"
+
+
+def _schedule(schedule: str | Mapping[str, Any] | None) -> str:
+    if not isinstance(schedule, Mapping):
+        return schedule or "no schedule"
+    sweep = f"swept {schedule['sweep']}" if schedule["sweep"] else "never swept"
+    return f"when {schedule['topic']['topic']} grows ({sweep})"
 
 
 def _flow(plan: Plan) -> Iterator[str]:

@@ -27,6 +27,7 @@ from airflow_ai_provider.core.pipeline.section import (
     Section,
     Sections,
     Step,
+    WakeUp,
 )
 from airflow_ai_provider.errors import SpecError
 
@@ -131,7 +132,19 @@ def _read_sections(document: Document) -> tuple[Sections | None, list[Fault]]:
         faults.append((("review",), "is empty. Write {timeout: 4h}, or leave it out: then review rows are held"))
     if sections is not None and sections.schedule == "@continuous" and sections.max_active_runs != 1:
         faults.append((("max_active_runs",), f"is {sections.max_active_runs}; @continuous allows one run at a time"))
+    faults += _schedule_faults(data)
     return sections, faults
+
+
+def _schedule_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
+    if _sound(WakeUp, data.get("schedule")) is None:
+        return
+    ingest = _sound(Ingest, data.get("ingest"))
+    topic = ingest.kafka if ingest is not None else "unknown"
+    if topic is None:
+        yield ("schedule", "when"), "is topic, and ingest reads files. Write a preset or a cron line"
+    elif "{{" in topic:
+        yield ("schedule", "when"), f"is topic, and {topic!r} is known only to a run. Write the topic's own name"
 
 
 def _sound(kind: type[T], value: Any, stand_ins: Mapping[str, Any] | None = None) -> T | None:
