@@ -56,7 +56,7 @@ DOORS: dict[str, set[str]] = {
     "mlflow": {"core.infer.pin"},
     "onnxruntime": {"core.infer.onnx"},
     "torch": {"core.infer.torch"},
-    "sqlalchemy": {"core.ledger_sql"},
+    "sqlalchemy": {"core.ledger_sql", "core.ledger_engine"},  # what is asked, and of which database
     "ray": set(),
     "polars": set(),
     "aiohttp": {"core.infer.remote.client", "core.act.http"},

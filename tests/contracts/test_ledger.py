@@ -381,6 +381,51 @@ def test_the_first_pin_of_a_run_holds(ledger: Ledger) -> None:
     assert {h["pipeline"] for h in history} == {"p"}
 
 
+def hours(start: float, end: float) -> tuple[datetime, datetime]:
+    return START + timedelta(hours=start), START + timedelta(hours=end)
+
+
+def test_the_history_of_pins_is_asked_by_pipeline_and_window(ledger: Ledger) -> None:
+    ledger.pin("p", "r1", pin("3"), hours(0, 1), "current")
+    ledger.pin("p", "r2", pin("4"), hours(1, 2), "as_of")
+    ledger.pin("p", "r3", pin("5"), hours(5, 5))
+    ledger.pin("p", "r4", pin("6"))  # a run with neither interval nor logical date
+    ledger.pin("other", "r1", pin("7"), hours(0, 1))
+    first = ledger.pin_history("triage", "p")[0]
+    assert (first["window_start"], first["window_end"]) == ("2026-11-22T12:00:00.000000+00:00", first["window_end"])
+    assert [h["policy"] for h in ledger.pin_history("triage", "p")] == ["current", "as_of", None, None]
+
+    def met(start: float, end: float) -> list[str]:
+        return [h["version"] for h in ledger.pin_history("triage", "p", hours(start, end))]
+
+    assert [met(0, 1), met(1, 2), met(0.5, 1.5), met(-1, 0), met(2, 3)] == [["3"], ["4"], ["3", "4"], [], []]
+    assert [met(5, 5), met(1, 1), met(2, 2), met(4, 5), met(5, 6), met(4, 6)] == [["5"], ["4"], [], [], ["5"], ["5"]]
+    assert len(ledger.pin_history("triage")) == 5
+
+
+def test_an_alias_is_remembered_from_first_to_last_sight(ledger: Ledger) -> None:
+    def seen(alias: str, registry: str = "http://m") -> list[tuple[str, int, int]]:
+        found = ledger.alias_history(registry, "triage", alias)
+        return [(s.version, (s.first_at - START).seconds, (s.last_at - START).seconds) for s in found]
+
+    ledger.saw_aliases("http://m", "triage", {"champion": "3", "old": "1"})
+    ledger.saw_aliases("http://m", "triage", {"champion": "3", "old": "1"})
+    ledger.saw_aliases("http://m", "triage", {"champion": "4"})
+    ledger.saw_aliases("http://m", "triage", {"champion": "4", "old": "2"})
+    ledger.saw_aliases("http://elsewhere", "triage", {"champion": "9"})
+    assert seen("champion") == [("3", 1, 2), ("4", 3, 4)]
+    assert seen("old") == [("1", 1, 2), ("", 3, 3), ("2", 4, 4)]
+    assert seen("champion", "http://elsewhere") == [("9", 5, 5)]
+    assert seen("nobody") == []
+
+
+def test_of_many_threads_that_see_an_alias_one_begins_its_line(ledger: Ledger) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda _: ledger.saw_aliases("r", "triage", {"champion": "3"}), range(12)))
+    (only,) = ledger.alias_history("r", "triage", "champion")
+    assert only.version == "3" and only.first_at < only.last_at
+
+
 def test_of_many_threads_one_pins(ledger: Ledger) -> None:
     gate = threading.Barrier(6)
 

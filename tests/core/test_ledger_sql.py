@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import sqlite3
@@ -10,12 +11,15 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from airflow_ai_provider.core import ledger_sql
+from airflow_ai_provider.core import ledger_engine
+from airflow_ai_provider.core.batch import Pin
 from airflow_ai_provider.core.ledger import Ledger
 from airflow_ai_provider.core.ledger_sql import open_ledger
 from airflow_ai_provider.errors import ConnectionConfigError, LedgerUnavailableError, MissingExtraError
@@ -86,7 +90,7 @@ def test_sqlite_is_durable_and_lets_readers_read(tmp_path: Path) -> None:
 
 
 def test_a_ledger_that_stays_locked_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger_sql, "_LOCK_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(ledger_engine, "_LOCK_TIMEOUT_S", 0.2)
     ledger = open_ledger(f"sqlite:///{tmp_path}/ledger.db")
     writer = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)
     writer.execute("BEGIN IMMEDIATE")
@@ -129,6 +133,40 @@ def test_urls_that_keep_no_promise_are_refused_without_quoting_them(url: str) ->
 def test_a_missing_driver_names_its_extra() -> None:
     with pytest.raises(MissingExtraError, match=r"airflow-ai-provider\[postgres\]"):
         open_ledger("postgresql+asyncpg://u:hunter2@db/airflow")
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_a_ledger_of_an_older_release_gets_what_is_new_and_keeps_what_it_holds(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if kind == "postgresql":
+        fresh: Callable[[], str] = request.getfixturevalue("fresh_postgres_url")
+        url = fresh()
+    else:
+        url = f"sqlite:///{tmp_path}/ledger.db"
+    number = {"sqlite": "INTEGER PRIMARY KEY AUTOINCREMENT", "postgresql": "BIGSERIAL PRIMARY KEY"}[kind]
+    held = Pin("triage", "3", "champion", "sha256:3", {"m": "sha256:f"}, "onnx", {"inputs": []})
+    engine = ledger_engine.open_engine(url)
+    with engine.begin() as old:  # the table as release 0.1 made it
+        old.exec_driver_sql(
+            f"CREATE TABLE ai_pin (seq {number}, pipeline TEXT NOT NULL, run_id TEXT NOT NULL, name TEXT NOT NULL, "
+            "value TEXT NOT NULL, at TEXT NOT NULL, UNIQUE (pipeline, run_id, name))"
+        )
+        row = f"'p', 'r1', 'triage', '{json.dumps(held.to_dict())}', '2026-01-01T00:00:00.000000+00:00'"
+        old.exec_driver_sql(f"INSERT INTO ai_pin (pipeline, run_id, name, value, at) VALUES ({row})")
+    with ThreadPoolExecutor(3) as pool:  # three workers of the new release start at once
+        ledger, *_ = pool.map(lambda _: open_ledger(url), range(3))
+    assert ledger.pin_of("p", "r1", "triage") == held
+    window = (datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC))
+    ledger.pin("p", "r2", held, window, "current")
+    assert [h["window_end"] for h in ledger.pin_history("triage")] == [None, "2026-01-02T00:00:00.000000+00:00"]
+    assert [h["run_id"] for h in ledger.pin_history("triage", "p", window)] == ["r2"]
+    ledger.saw_aliases("r", "triage", {"champion": "3"})
+    with engine.begin() as old:  # a worker of the old release beside it goes on
+        old.exec_driver_sql(
+            f"INSERT INTO ai_pin (pipeline, run_id, name, value, at) VALUES ({row.replace('r1', 'r3')})"
+        )
+    assert open_ledger(url).pin_of("p", "r3", "triage") == held
 
 
 def test_a_lost_server_is_transient_and_its_password_unsaid(postgres_server: PostgresServer) -> None:

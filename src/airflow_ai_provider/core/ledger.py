@@ -105,6 +105,22 @@ class Outcome:
     outcome: Mapping[str, Any] = field(default_factory=dict)
 
 
+Window = tuple[datetime, datetime]
+"""A run's data interval: start and end, UTC; twice the same moment when it has only a logical date."""
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """Where an alias pointed: seen there first and last, and nowhere else between.
+
+    :param version: model version; empty when the alias was seen to be gone.
+    """
+
+    version: str
+    first_at: datetime
+    last_at: datetime
+
+
 @runtime_checkable
 class Ledger(Protocol):
     """Durable list of claims, effects, pins, decisions and reviews, shared by all tasks of all runs.
@@ -187,14 +203,33 @@ class Ledger(Protocol):
     def finished_actions(self, pipeline: str, run_id: str) -> dict[str, BatchRef]:
         """Return the actions noted by :meth:`finished`, with their outcomes."""
 
-    def pin(self, pipeline: str, run_id: str, pin: Pin) -> Pin:
-        """Pin a model for a run; the first one wins, and the one that holds is returned."""
+    def pin(self, pipeline: str, run_id: str, pin: Pin, window: Window | None = None, policy: str | None = None) -> Pin:
+        """Pin a model for a run; the first one wins, and the one that holds is returned.
+
+        :param window: the run's data interval, or its logical date twice; None when it has neither.
+        :param policy: how the version was chosen.
+        """
 
     def pin_of(self, pipeline: str, run_id: str, name: str) -> Pin | None:
         """Return the pin that holds for a run and a registered model."""
 
-    def pin_history(self, name: str) -> list[dict[str, Any]]:
-        """Return each run's pin of a model, oldest first: run_id, name, version, alias, digest, pinned_at …."""
+    def pin_history(self, name: str, pipeline: str | None = None, window: Window | None = None) -> list[dict[str, Any]]:
+        """Return each run's pin of a model, oldest first: run_id, name, version, alias, digest, pinned_at, policy,
+        window_start, window_end (ISO 8601 or None).
+
+        :param pipeline: only this one's runs.
+        :param window: only pins of runs whose window shares time with this one.
+        """
+
+    def saw_aliases(self, registry: str, name: str, aliases: Mapping[str, str]) -> None:
+        """Note where all aliases of a model point now; one known from before that is not among them is gone.
+
+        :param registry: the registry's address, without credentials.
+        :param aliases: alias → version.
+        """
+
+    def alias_history(self, registry: str, name: str, alias: str) -> list[Sighting]:
+        """Return where an alias was seen to point, oldest first. The registry keeps no such history."""
 
     def decided(self, pipeline: str, run_id: str, facts: Mapping[str, Any]) -> None:
         """Note one decide (policy digest, pin, counts per route); again for the same ``batch_id`` replaces it."""
@@ -312,3 +347,15 @@ def open_among(found: Iterable[tuple[str, str]]) -> list[str]:
         states.setdefault(saga, set()).add(state)
     waiting = {"reserved", "sent", "unknown", "parked"}
     return [saga for saga, s in states.items() if not waiting.isdisjoint(s) or {"refused", "done"} <= s]
+
+
+def settle_aliases(latest: Mapping[str, str], seen: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Hold what is seen of a model's aliases against what was seen last.
+
+    :param latest: alias → version, as of the last sighting.
+    :param seen: alias → version, now.
+    :return: what is new (an alias that is gone points to ""), and the aliases that still point where they did.
+    """
+    now = {alias: "" for alias in latest} | dict(seen)
+    fresh = {alias: version for alias, version in now.items() if latest.get(alias) != version}
+    return fresh, [alias for alias in now if alias not in fresh]

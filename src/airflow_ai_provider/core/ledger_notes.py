@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from airflow_ai_provider.core.batch import BatchRef, Pin, Span, canonical_json
-from airflow_ai_provider.core.ledger import Claim, Entry, Intent
+from airflow_ai_provider.core.ledger import Claim, Entry, Intent, Sighting, Window
 
 
 class NoteKeeper(ABC):
@@ -21,17 +21,26 @@ class NoteKeeper(ABC):
 
     @abstractmethod
     def _note(
-        self, kind: str, pipeline: str, run_id: str, values: Mapping[str, Mapping[str, Any]], replace: bool = True
+        self,
+        kind: str,
+        pipeline: str,
+        run_id: str,
+        values: Mapping[str, Mapping[str, Any]],
+        replace: bool = True,
+        **columns: str | None,
     ) -> None:
-        """Keep values by name in one transaction; ``replace=False`` lets the first one stand."""
+        """Keep values by name in one transaction; ``replace=False`` lets the first one stand.
+
+        :param columns: further columns that this kind of note has.
+        """
 
     @abstractmethod
     def _notes(self, kind: str, pipeline: str, run_id: str) -> dict[str, Any]:
         """Return the values of a run by name, oldest first."""
 
     @abstractmethod
-    def _history(self, kind: str, name: str) -> list[tuple[str, str, str, Any]]:
-        """Return (pipeline, run_id, at, value) of every run under one name, oldest first."""
+    def _pins(self, name: str, pipeline: str | None) -> list[Mapping[str, Any]]:
+        """Return the lines of a model's pins as they are kept, oldest first; None means every pipeline."""
 
     def finished(self, pipeline: str, run_id: str, action: str, ref: BatchRef) -> None:
         self._note("finished", pipeline, run_id, {action: ref.to_dict()})
@@ -39,20 +48,18 @@ class NoteKeeper(ABC):
     def finished_actions(self, pipeline: str, run_id: str) -> dict[str, BatchRef]:
         return {name: BatchRef.from_dict(ref) for name, ref in self._notes("finished", pipeline, run_id).items()}
 
-    def pin(self, pipeline: str, run_id: str, pin: Pin) -> Pin:
-        self._note("pin", pipeline, run_id, {pin.name: pin.to_dict()}, replace=False)
+    def pin(self, pipeline: str, run_id: str, pin: Pin, window: Window | None = None, policy: str | None = None) -> Pin:
+        start, end = map(time_text, window) if window else (None, None)
+        facts = {"window_start": start, "window_end": end, "policy": policy}
+        self._note("pin", pipeline, run_id, {pin.name: pin.to_dict()}, replace=False, **facts)
         return self.pin_of(pipeline, run_id, pin.name) or pin
 
     def pin_of(self, pipeline: str, run_id: str, name: str) -> Pin | None:
         held = self._notes("pin", pipeline, run_id).get(name)
         return Pin.from_dict(held) if held else None
 
-    def pin_history(self, name: str) -> list[dict[str, Any]]:
-        return [
-            {"pipeline": pipeline, "run_id": run_id, "name": name, "pinned_at": at}
-            | {fact: pin[fact] for fact in ("version", "alias", "digest")}
-            for pipeline, run_id, at, pin in self._history("pin", name)
-        ]
+    def pin_history(self, name: str, pipeline: str | None = None, window: Window | None = None) -> list[dict[str, Any]]:
+        return [read_pinned(row) for row in self._pins(name, pipeline) if window is None or meets(row, window)]
 
     def decided(self, pipeline: str, run_id: str, facts: Mapping[str, Any]) -> None:
         self._note("decision", pipeline, run_id, {str(facts.get("batch_id", "")): facts})
@@ -65,6 +72,30 @@ class NoteKeeper(ABC):
 
     def reviews(self, pipeline: str, run_id: str) -> list[dict[str, Any]]:
         return list(self._notes("review", pipeline, run_id).values())
+
+
+def read_pinned(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Read a line of the history of pins."""
+    pin = json.loads(row["value"])
+    told = {fact: row[fact] for fact in ("pipeline", "run_id", "name", "window_start", "window_end", "policy")}
+    return told | {"pinned_at": row["at"]} | {fact: pin[fact] for fact in ("version", "alias", "digest")}
+
+
+def meets(row: Mapping[str, Any], window: Window) -> bool:
+    """True when the window of a pin's line shares time with another one; a window may be one moment."""
+    if row["window_start"] is None:
+        return False
+    one, other = (row["window_start"], row["window_end"]), (time_text(window[0]), time_text(window[1]))
+    first, last = max(one[0], other[0]), min(one[1], other[1])
+    is_moment = one[0] == one[1] or other[0] == other[1]
+    # An interval does not hold its own end; a moment holds itself.
+    return one == other or first < last or (is_moment and first == last != max(one[1], other[1]))
+
+
+def read_sighting(row: Mapping[Any, Any]) -> Sighting:
+    """Read a line of an alias's history."""
+    first, last = (datetime.fromisoformat(row[name]) for name in ("first_at", "last_at"))
+    return Sighting(row["version"], first, last)
 
 
 def json_text(value: Any) -> str:

@@ -11,11 +11,13 @@ never changed in meaning.
 ``ai_pin``             the model of a run (name: the registered model)
 ``ai_decision``        one line per decide (name: the batch)
 ``ai_review``          what people answered (name: the row)
+``ai_alias``           where an alias of a registered model pointed, from when to when it was seen there
 =====================  ==============================================================================================
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cache
 
 from airflow_ai_provider.core.ledger import TRANSITIONS
@@ -39,8 +41,15 @@ ENTRY = (
     *("undoes", "request", "state", "outcome", "attempts", "reserved_at", "updated_at"),
 )
 NOTE = ("seq", "pipeline", "run_id", "name", "value", "at")
+ALIAS = ("seq", "registry", "name", "alias", "version", "first_at", "last_at")
 NOTES = ("pin", "decision", "review", "finished")
 """What a note is about (its name): registered model · batch id · row id · action."""
+
+ADDED = {"ai_pin": {"window_start": "TEXT", "window_end": "TEXT", "policy": "TEXT"}}
+"""Columns that came after a table's first release: null in the rows from before."""
+
+WRITE = "ai_ledger_write"
+"""Execution option of a connection that is going to write."""
 
 INSERT_ENTRY = f"INSERT INTO ai_entry ({', '.join(ENTRY)}) VALUES {{rows}} ON CONFLICT (key) DO NOTHING"
 """Adds lines whose keys are new; ``{rows}`` takes one group of marks per line."""
@@ -66,7 +75,11 @@ CREATE TABLE IF NOT EXISTS ai_entry (
     fingerprint TEXT NOT NULL, run_id TEXT NOT NULL, row_id TEXT NOT NULL, batch_id TEXT NOT NULL,
     step INTEGER NOT NULL, saga TEXT NOT NULL, undoes TEXT NOT NULL, request TEXT NOT NULL, state TEXT NOT NULL,
     outcome TEXT NOT NULL, attempts INTEGER NOT NULL, reserved_at TEXT NOT NULL, updated_at TEXT NOT NULL);
-CREATE INDEX IF NOT EXISTS ai_entry_run ON ai_entry (pipeline, run_id, step)
+CREATE INDEX IF NOT EXISTS ai_entry_run ON ai_entry (pipeline, run_id, step);
+CREATE TABLE IF NOT EXISTS ai_alias (
+    seq {number}, registry TEXT NOT NULL, name TEXT NOT NULL, alias TEXT NOT NULL, version TEXT NOT NULL,
+    first_at TEXT NOT NULL, last_at TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS ai_alias_of ON ai_alias (registry, name, alias)
 """
 _NOTE_TABLE = """
 CREATE TABLE IF NOT EXISTS ai_{kind} (
@@ -83,6 +96,15 @@ def statements(dialect: str) -> list[str]:
     number = _NUMBER[dialect]
     tables = _TABLES.format(number=number).split(";")
     return [text.strip() for text in (*tables, *(_NOTE_TABLE.format(kind=kind, number=number) for kind in NOTES))]
+
+
+def additions(table: str, found: Collection[str]) -> list[str]:
+    """Return the statements that add the columns of :data:`ADDED` which a table has not yet.
+
+    :param found: the columns that it has.
+    """
+    missing = {name: kind for name, kind in ADDED[table].items() if name not in found}
+    return [f"ALTER TABLE {table} ADD COLUMN {name} {kind}" for name, kind in missing.items()]
 
 
 @cache

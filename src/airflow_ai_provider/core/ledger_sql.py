@@ -1,8 +1,8 @@
-"""The ledger in a SQL database: SQLite (the default) or PostgreSQL. The one door to SQLAlchemy.
+"""The ledger in a SQL database: SQLite (the default) or PostgreSQL; with ``ledger_engine.py`` the door to SQLAlchemy.
 
 Invariants: each method is one transaction; what may follow what is decided by the pure functions of ``ledger.py``;
 writers of one SQLite file go one at a time (``BEGIN IMMEDIATE``), claims of one pipeline in PostgreSQL too (an advisory
-lock); every commit is durable before the method returns; no password is in an error's text.
+lock); no password is in an error's text. How a database is opened is in ``ledger_engine.py``.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import chain, groupby
-from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from airflow_ai_provider.core import ledger_notes as lines
@@ -30,20 +29,20 @@ from airflow_ai_provider.core.ledger import (
     Intent,
     Ledger,
     Outcome,
+    Sighting,
     check_fingerprints,
     check_landing,
     check_move,
     open_among,
+    settle_aliases,
     settle_claim,
 )
 from airflow_ai_provider.core.ledger_notes import NoteKeeper
-from airflow_ai_provider.errors import ConnectionConfigError, LedgerUnavailableError, MissingExtraError
+from airflow_ai_provider.errors import LedgerUnavailableError
 
 T = TypeVar("T")
-_LOCK_TIMEOUT_S = 30
 _ROWS_AT_A_TIME = 128  # per statement: SQLite takes 32,766 values, and keeps the texts of 128 statements
 _IN_LIMIT = 500  # keys per IN list: SQLite's oldest limit is 999 parameters
-_WRITE = "ai_ledger_write"
 
 
 def _table(name: str, columns: Sequence[str]) -> sa.TableClause:
@@ -53,11 +52,12 @@ def _table(name: str, columns: Sequence[str]) -> sa.TableClause:
 _CLAIM = _table("claim", schema.CLAIM)
 _SLICE = _table("claim_slice", schema.SLICE)
 _ENTRY = _table("entry", ("seq", *schema.ENTRY))
-_NOTES = {kind: _table(kind, schema.NOTE) for kind in schema.NOTES}
+_NOTES = {kind: _table(kind, (*schema.NOTE, *schema.ADDED.get(f"ai_{kind}", ()))) for kind in schema.NOTES}
+_ALIAS = _table("alias", schema.ALIAS)
 
 
 def open_ledger(url: str, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Ledger:
-    """Open the ledger at a database URL, making its tables where they are missing.
+    """Open the ledger at a database URL, making the tables and columns that are missing.
 
     :param url: ``sqlite:////data/ledger.db`` or ``postgresql://user:password@host/database``.
     :param now: the clock.
@@ -65,60 +65,11 @@ def open_ledger(url: str, now: Callable[[], datetime] = lambda: datetime.now(UTC
     :raises MissingExtraError: when the driver is not installed.
     :raises LedgerUnavailableError: when the database does not answer; a retry may help.
     """
-    ledger = SqlLedger(_open_engine(url), now)
+    from airflow_ai_provider.core.ledger_engine import open_engine
+
+    ledger = SqlLedger(open_engine(url), now)
     ledger.make_tables()
     return ledger
-
-
-def _open_engine(url: str) -> sa.Engine:
-    try:
-        parsed = sa.make_url(url)
-        if parsed.drivername == "postgresql":  # SQLAlchemy would take psycopg2
-            parsed = parsed.set(drivername="postgresql+psycopg")
-        backend, keeps = parsed.get_backend_name(), parsed.database not in (None, "", ":memory:")
-        if backend == "sqlite" and keeps:
-            return _open_sqlite(parsed)
-        if backend == "postgresql":
-            wait = {"connect_timeout": 10}
-            return sa.create_engine(parsed, hide_parameters=True, pool_pre_ping=True, connect_args=wait)
-    except (ArgumentError, NoSuchModuleError, ValueError):
-        pass  # its text quotes the URL, password and all
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"the ledger on PostgreSQL needs {error.name}: pip install 'airflow-ai-provider[postgres]'."
-        ) from error
-    raise ConnectionConfigError(
-        "the ledger's database URL names no database that it can keep its promises on. Give a SQLite file "
-        "(sqlite:////path/ledger.db) or PostgreSQL (postgresql://user@host/database) in the ai_ledger connection."
-    )
-
-
-def _open_sqlite(url: sa.URL) -> sa.Engine:
-    folder = Path(str(url.database)).parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LedgerUnavailableError(
-            f"the ledger's folder {folder} cannot be made: {error}. Make it writable, or name another in ai_ledger."
-        ) from error
-    engine = sa.create_engine(url, hide_parameters=True, connect_args={"timeout": _LOCK_TIMEOUT_S})
-    sa.event.listen(engine, "connect", _prepare_sqlite)
-    sa.event.listen(engine, "begin", _begin_sqlite)
-    return engine
-
-
-def _prepare_sqlite(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # we begin transactions ourselves, see _begin_sqlite
-    connection.execute("PRAGMA journal_mode=WAL")  # readers (the UI) do not wait for writers
-    connection.execute("PRAGMA synchronous=FULL")  # WAL's default loses the last commits with the power
-    connection.execute("PRAGMA wal_autocheckpoint=4000")  # pages; a copy to the file per 16 MB, not per 4
-    connection.execute("PRAGMA foreign_keys=ON")
-
-
-def _begin_sqlite(connection: sa.Connection) -> None:
-    # A transaction that reads first and writes later would fail at once with "locked" when another has written.
-    write = connection.get_execution_options().get(_WRITE)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
 
 class SqlLedger(NoteKeeper):
@@ -131,12 +82,16 @@ class SqlLedger(NoteKeeper):
         self._turn = threading.Lock()
 
     def make_tables(self) -> None:
-        """Create what is missing; two processes may do so at once."""
+        """Create what is missing, in tables of an older release too; two processes may do so at once."""
 
         def create(connection: sa.Connection) -> None:
             self._lock(connection, "tables")
             for statement in schema.statements(self._engine.dialect.name):
                 connection.exec_driver_sql(statement)
+            found = sa.inspect(connection)
+            for table in schema.ADDED:
+                for statement in schema.additions(table, [c["name"] for c in found.get_columns(table)]):
+                    connection.exec_driver_sql(statement)
 
         self._write(create)
 
@@ -276,13 +231,17 @@ class SqlLedger(NoteKeeper):
     # --- notes: pins, decisions, reviews, finished actions ---
 
     def _note(
-        self, kind: str, pipeline: str, run_id: str, values: Mapping[str, Mapping[str, Any]], replace: bool = True
+        self,
+        kind: str,
+        pipeline: str,
+        run_id: str,
+        values: Mapping[str, Mapping[str, Any]],
+        replace: bool = True,
+        **columns: str | None,
     ) -> None:
         at, insert, key = self._at(), self._insert(_NOTES[kind]), ["pipeline", "run_id", "name"]
-        rows = [
-            {"pipeline": pipeline, "run_id": run_id, "name": name, "value": lines.json_text(dict(value)), "at": at}
-            for name, value in values.items()
-        ]
+        same = {"pipeline": pipeline, "run_id": run_id, "at": at, **columns}
+        rows = [{**same, "name": name, "value": lines.json_text(dict(value))} for name, value in values.items()]
         changed = {"value": insert.excluded.value, "at": insert.excluded.at}
         kept = insert.on_conflict_do_nothing(index_elements=key)
         statement = insert.on_conflict_do_update(index_elements=key, set_=changed) if replace else kept
@@ -294,10 +253,34 @@ class SqlLedger(NoteKeeper):
         query = sa.select(table.c.name, table.c.value).where(table.c.pipeline == pipeline, table.c.run_id == run_id)
         return {row.name: json.loads(row.value) for row in self._select(query.order_by(table.c.seq))}
 
-    def _history(self, kind: str, name: str) -> list[tuple[str, str, str, Any]]:
-        table = _NOTES[kind]
-        rows = self._select(sa.select(table).where(table.c.name == name).order_by(table.c.seq))
-        return [(row.pipeline, row.run_id, row.at, json.loads(row.value)) for row in rows]
+    def _pins(self, name: str, pipeline: str | None) -> list[Mapping[str, Any]]:
+        table = _NOTES["pin"]
+        query = sa.select(table).where(table.c.name == name).order_by(table.c.seq)
+        if pipeline is not None:
+            query = query.where(table.c.pipeline == pipeline)
+        return [dict(row._mapping) for row in self._select(query)]
+
+    # --- where aliases pointed ---
+
+    def saw_aliases(self, registry: str, name: str, aliases: Mapping[str, str]) -> None:
+        at, model = self._at(), {"registry": registry, "name": name}
+
+        def note(connection: sa.Connection) -> None:
+            self._lock(connection, f"alias {name}")
+            latest = {row.alias: row for row in connection.execute(_sightings(registry, name)).all()}
+            fresh, same = settle_aliases({alias: row.version for alias, row in latest.items()}, aliases)
+            for row in (latest[alias] for alias in same):
+                seen = sa.update(_ALIAS).where(_ALIAS.c.seq == row.seq).values(last_at=max(at, row.last_at))
+                connection.execute(seen)
+            new = [{**model, "alias": a, "version": v, "first_at": at, "last_at": at} for a, v in fresh.items()]
+            if new:
+                connection.execute(sa.insert(_ALIAS), new)
+
+        self._write(note)
+
+    def alias_history(self, registry: str, name: str, alias: str) -> list[Sighting]:
+        query = _sightings(registry, name).where(_ALIAS.c.alias == alias)
+        return [lines.read_sighting(row._mapping) for row in self._select(query)]
 
     # --- transactions ---
 
@@ -339,7 +322,7 @@ class SqlLedger(NoteKeeper):
         return self._transact(self._engine, work)
 
     def _write(self, work: Callable[[sa.Connection], T]) -> T:
-        engine = self._engine.execution_options(**{_WRITE: True})
+        engine = self._engine.execution_options(**{schema.WRITE: True})
         if self._is_sqlite:
             with self._turn:
                 return self._transact(engine, work)
@@ -388,6 +371,11 @@ def _demand_moves(connection: sa.Connection, outcomes: Sequence[Outcome]) -> lis
         query = sa.select(_ENTRY.c.key, _ENTRY.c.state).where(_ENTRY.c.key.in_(some)).order_by(_ENTRY.c.key)
         states |= {row.key: row.state for row in connection.execute(query.with_for_update())}
     return [o for o in outcomes if check_move(o.key, states.get(o.key, "absent"), o.state)]
+
+
+def _sightings(registry: str, name: str) -> sa.Select[Any]:
+    mine = (_ALIAS.c.registry == registry, _ALIAS.c.name == name)
+    return sa.select(_ALIAS).where(*mine).order_by(_ALIAS.c.seq)
 
 
 def _find_entries(connection: sa.Connection, keys: Sequence[str]) -> list[Entry]:

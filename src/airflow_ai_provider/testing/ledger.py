@@ -19,10 +19,12 @@ from airflow_ai_provider.core.ledger import (
     Entry,
     Intent,
     Outcome,
+    Sighting,
     check_fingerprints,
     check_landing,
     check_move,
     open_among,
+    settle_aliases,
     settle_claim,
 )
 from airflow_ai_provider.core.ledger_notes import NoteKeeper, json_text, new_entry, time_text
@@ -40,7 +42,8 @@ class MemoryLedger(NoteKeeper):
         self._now, self._lock = now, threading.RLock()
         self._claims: dict[tuple[str, str], Claim] = {}
         self._entries: dict[str, Entry] = {}
-        self._kept: dict[tuple[str, str, str, str], tuple[str, str]] = {}
+        self._kept: dict[tuple[str, str, str, str], dict[str, Any]] = {}
+        self._aliases: dict[tuple[str, str, str], list[Sighting]] = {}
 
     def claim(self, pipeline: str, run_key: str, span: Span, run_id: str) -> Claim:
         with self._lock:
@@ -142,23 +145,50 @@ class MemoryLedger(NoteKeeper):
         return open_among((e.saga, e.state) for e in self.entries(pipeline, run_id) if not e.undoes)
 
     def _note(
-        self, kind: str, pipeline: str, run_id: str, values: Mapping[str, Mapping[str, Any]], replace: bool = True
+        self,
+        kind: str,
+        pipeline: str,
+        run_id: str,
+        values: Mapping[str, Mapping[str, Any]],
+        replace: bool = True,
+        **columns: str | None,
     ) -> None:
         with self._lock:
             for name, value in values.items():
                 if replace or (kind, pipeline, run_id, name) not in self._kept:
-                    self._kept[kind, pipeline, run_id, name] = (time_text(self._now()), json_text(dict(value)))
+                    row = {"at": time_text(self._now()), "value": json_text(dict(value)), **columns}
+                    self._kept[kind, pipeline, run_id, name] = row
 
     def _notes(self, kind: str, pipeline: str, run_id: str) -> dict[str, Any]:
         with self._lock:
             return {
-                key[3]: json.loads(text) for key, (_, text) in self._kept.items() if key[:3] == (kind, pipeline, run_id)
+                key[3]: json.loads(row["value"])
+                for key, row in self._kept.items()
+                if key[:3] == (kind, pipeline, run_id)
             }
 
-    def _history(self, kind: str, name: str) -> list[tuple[str, str, str, Any]]:
+    def _pins(self, name: str, pipeline: str | None) -> list[Mapping[str, Any]]:
         with self._lock:
-            kept = [(key, at, json.loads(text)) for key, (at, text) in self._kept.items()]
-        return [(key[1], key[2], at, value) for key, at, value in kept if (key[0], key[3]) == (kind, name)]
+            kept = list(self._kept.items())
+        return [
+            {"pipeline": own, "run_id": run_id, "name": name, **row}
+            for (kind, own, run_id, about), row in kept
+            if (kind, about) == ("pin", name) and pipeline in (None, own)
+        ]
+
+    def saw_aliases(self, registry: str, name: str, aliases: Mapping[str, str]) -> None:
+        with self._lock:
+            at = self._now()
+            known = {key[2]: seen for key, seen in self._aliases.items() if key[:2] == (registry, name)}
+            fresh, same = settle_aliases({alias: seen[-1].version for alias, seen in known.items()}, aliases)
+            for alias in same:
+                known[alias][-1] = replace(known[alias][-1], last_at=max(at, known[alias][-1].last_at))
+            for alias, version in fresh.items():
+                self._aliases.setdefault((registry, name, alias), []).append(Sighting(version, at, at))
+
+    def alias_history(self, registry: str, name: str, alias: str) -> list[Sighting]:
+        with self._lock:
+            return list(self._aliases.get((registry, name, alias), []))
 
     def _rivals(self, pipeline: str, source: str, identity: str) -> list[Claim]:
         wanted = (pipeline, source, identity)
