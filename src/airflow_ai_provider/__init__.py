@@ -23,6 +23,7 @@ _FACE = {
     "FileSource": "core.ingest.source",
     "KafkaSource": "core.ingest.source",
     "Policy": "core.decide.policy",
+    "Runner": "core.infer.runner",
     "Undo": "core.act.value",
     "build_dag": "dag_factory",
     "load_pipelines": "dag_factory",
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from airflow_ai_provider.core.act.value import Undo as Undo
     from airflow_ai_provider.core.decide.policy import Fallback as Fallback
     from airflow_ai_provider.core.decide.policy import Policy as Policy
+    from airflow_ai_provider.core.infer.runner import Runner as Runner
     from airflow_ai_provider.core.ingest.source import FileSource as FileSource
     from airflow_ai_provider.core.ingest.source import KafkaSource as KafkaSource
     from airflow_ai_provider.dag_factory import build_dag as build_dag

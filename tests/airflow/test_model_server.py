@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from airflow_ai_provider.core.infer.runner import Runner
 from airflow_ai_provider.core.store import Store
 from airflow_ai_provider.errors import ConnectionConfigError, DeviceError, EngineUnavailableError
 from airflow_ai_provider.hooks.model_server import ModelServerHook
@@ -40,10 +41,11 @@ def fake() -> Iterator[FakeServer]:
         yield made
 
 
-def infer_task(store: Store, **arguments: Any) -> BatchInferenceOperator:
+def infer_task(store: Store, runner: Any = None, **arguments: Any) -> BatchInferenceOperator:
     batch = land(store, [with_x(rows_of(100), {4: 5000.0}), rows_of(20, seed=1)]).to_dict()
+    runner = runner or Runner(endpoint="triton")
     return BatchInferenceOperator(
-        task_id="infer", batch=batch, model=PIN.to_dict(), store_conn_id="disk", endpoint="triton", **arguments
+        task_id="infer", batch=batch, model=PIN.to_dict(), store_conn_id="disk", runner=runner, **arguments
     )
 
 
@@ -52,11 +54,11 @@ def test_a_batch_is_predicted_by_the_server(connection: Define, fake: FakeServer
     extra = {"in_flight": "4", "headers": {"X-Team": "oncology"}, "model": "sums", "outputs": "", "version": None}
     connection("triton", host="http://127.0.0.1", port=fake.port, password="t0ken", extra=extra)
     store = Store(f"file://{tmp_path}")
-    ref = infer_task(store, batch_size="30", max_failed="5%").execute(RUN)
+    ref = infer_task(store, {"endpoint": "triton", "batch_size": "30"}, max_failed="5%").execute(RUN)
     assert ref["counts"] == {"accepted": 120, "predicted": 119, "failed": 1}
     assert {(h["Authorization"], h["X-Team"]) for h in fake.headers} == {("Bearer t0ken", "oncology")}
     fake.seen.clear()
-    assert infer_task(store, batch_size=30).execute(RUN) == ref
+    assert infer_task(store, Runner(30, "triton")).execute(RUN) == ref
     assert fake.seen == [2, 2, 2], "a second try predicts the sample and keeps every part"
 
 

@@ -66,6 +66,12 @@ def test_every_field_of_a_source_is_in_the_page(kind: type[Any]) -> None:
         assert re.search(rf"`{name}`|\b{name}=", said) or name in ("topic",), f"{kind.__name__}.{name}"
 
 
+def test_every_field_of_a_runner_is_in_its_page_with_its_default() -> None:
+    rows = table_rows(DOCS / "infer.md")
+    for name, parameter in inspect.signature(provider.Runner).parameters.items():
+        assert rows[name][0].strip("`").strip('"') == str(parameter.default), name
+
+
 def test_every_format_is_in_the_pages() -> None:
     from airflow_ai_provider.core.pipeline.spec import _FORMATS
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
@@ -13,6 +13,7 @@ from airflow_ai_provider.run import run_of
 if TYPE_CHECKING:
     from airflow_ai_provider.core.batch import Pin
     from airflow_ai_provider.core.infer.engine import Engine
+    from airflow_ai_provider.core.infer.runner import Runner
 
 
 class PinModelOperator(BaseOperator):
@@ -70,9 +71,8 @@ class BatchInferenceOperator(BaseOperator):
     :param model: the pin (the pin task's output). Templated.
     :param device: ``auto`` takes a GPU when the engine has one, ``cpu``, ``cuda``; ``require_cuda`` refuses to run on
         anything else. Templated.
-    :param batch_size: rows per call of the model; None lets the engine choose. Templated.
+    :param runner: how it is predicted: a ``Runner``, or the same as a mapping; None takes its defaults. Templated.
     :param max_failed: share or count of rows that may fail; more fail the task. None sets no limit. Templated.
-    :param endpoint: connection of a model server that predicts instead of this worker; None predicts here. Templated.
     :param mlflow_conn_id: connection of the MLflow registry, for a worker that has not the model's files yet.
     :param store_conn_id: connection of the store.
     :return: reference of the predictions (XCom).
@@ -80,7 +80,7 @@ class BatchInferenceOperator(BaseOperator):
     :raises DeviceError: the required device is not what the engine runs on; a retry does not help.
     """
 
-    template_fields: Sequence[str] = ("batch", "model", "device", "batch_size", "max_failed", "endpoint")
+    template_fields: Sequence[str] = ("batch", "model", "device", "runner", "max_failed")
     ui_color = "#e4dcff"
 
     def __init__(
@@ -89,9 +89,8 @@ class BatchInferenceOperator(BaseOperator):
         batch: Any,
         model: Any,
         device: str = "auto",
-        batch_size: int | str | None = None,
+        runner: Runner | Mapping[str, Any] | None = None,
         max_failed: float | str | None = None,
-        endpoint: str | None = None,
         mlflow_conn_id: str = "mlflow_default",
         store_conn_id: str = "ai_store_default",
         **kwargs: Any,
@@ -100,9 +99,8 @@ class BatchInferenceOperator(BaseOperator):
         self.batch = batch
         self.model = model
         self.device = device
-        self.batch_size = batch_size
+        self.runner = runner
         self.max_failed = max_failed
-        self.endpoint = endpoint
         self.mlflow_conn_id = mlflow_conn_id
         self.store_conn_id = store_conn_id
 
@@ -110,26 +108,28 @@ class BatchInferenceOperator(BaseOperator):
         """Check the pin, open the engine, predict."""
         from airflow_ai_provider.core.batch import BatchRef, Pin, share_or_count
         from airflow_ai_provider.core.infer.flow import infer
+        from airflow_ai_provider.core.infer.runner import Runner
         from airflow_ai_provider.hooks.store import StoreHook
 
         pin = Pin.from_dict(self.model)
-        with self._open(pin) as engine:
+        runner = self.runner if isinstance(self.runner, Runner) else Runner.from_dict(self.runner or {})
+        with self._open(pin, runner) as engine:
             return infer(
                 BatchRef.from_dict(self.batch),
                 pin,
                 StoreHook(self.store_conn_id).get_store(),
                 engine,
                 pipeline=run_of(context).pipeline,
-                batch_size=int(self.batch_size or 0) or None,
+                batch_size=runner.batch_size,
                 max_failed=share_or_count(self.max_failed),
             ).to_dict()
 
-    def _open(self, pin: Pin) -> Engine:
+    def _open(self, pin: Pin, runner: Runner) -> Engine:
         """Open the model on this worker, or meet the server that has it."""
-        if self.endpoint:
+        if runner.endpoint:
             from airflow_ai_provider.hooks.model_server import ModelServerHook
 
-            return ModelServerHook(self.endpoint).open_engine(pin, self.device)
+            return ModelServerHook(runner.endpoint).open_engine(pin, self.device)
         from airflow_ai_provider.core.infer.cache import fetch
         from airflow_ai_provider.core.infer.engine import open_engine
         from airflow_ai_provider.hooks.mlflow import MlflowRegistryHook

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+from airflow_ai_provider.core.infer.runner import FIELDS as RUNNER_FIELDS
 from airflow_ai_provider.core.pipeline.section import Ingest, Sections, Step, WakeUp
 from airflow_ai_provider.core.pipeline.spec import Spec
 
@@ -179,9 +180,8 @@ def _infer(spec: Spec) -> TaskPlan:
         "batch": Ref("ingest"),
         "model": Ref("pin"),
         "device": infer.device,
-        "batch_size": infer.batch_size,
+        "runner": _given({name: getattr(infer, name) for name in RUNNER_FIELDS}) or None,
         "max_failed": infer.max_failed,
-        "endpoint": infer.endpoint,
     }
     return TaskPlan("infer", "infer", _given(arguments), ("pin", "ingest"))
 

@@ -1,0 +1,88 @@
+"""The value that says how a batch is predicted: where the model runs and how rows are given to it.
+
+Invariants: frozen, comparable, with a digest; a value that exists can be run (all faults are raised on creation);
+importing this module loads no table library. What is predicted (batch, model) and what is allowed (device, failed
+rows) is said elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from airflow_ai_provider.core.batch import digest_of
+from airflow_ai_provider.errors import SpecError
+
+Faults = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Say how a batch is predicted.
+
+    Example: ``Runner(batch_size=256)``, or ``Runner(endpoint="triton")`` for a model server. Written as a mapping with
+    the same keys, its values may be templates.
+
+    :param batch_size: rows per call of the model, at least 1; None lets the engine choose.
+    :param endpoint: connection of a model server that predicts instead of this worker; None predicts here.
+    :raises SpecError: on creation, with every fault; a retry does not help.
+    """
+
+    batch_size: int | None = None
+    endpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        faults: Faults = []
+        if self.batch_size is not None and not _is_count(self.batch_size):
+            faults.append(
+                ("batch_size", f"{self.batch_size!r} is not a number of rows. Give 1 or more, or leave it out")
+            )
+        if self.endpoint is not None and not (isinstance(self.endpoint, str) and self.endpoint.strip()):
+            faults.append(("endpoint", f"{self.endpoint!r} names no connection. Give its id, or leave it out"))
+        _raise(faults)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the value."""
+        return digest_of(self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Runner:
+        """Read what :meth:`to_dict` wrote; numbers may be text and what is left out empty, as templates render them.
+
+        :raises SpecError: on unknown keys, or when it cannot be run.
+        """
+        if not isinstance(data, Mapping):
+            _raise([("", f"{data!r} is not a mapping with {', '.join(FIELDS)}")])
+        _raise(
+            [(str(key), f"is not a key of a runner; it has {', '.join(FIELDS)}") for key in data if key not in FIELDS]
+        )
+        return cls(**{name: _read(name, value) for name, value in data.items() if value not in (None, "", "None")})
+
+
+FIELDS = tuple(field.name for field in fields(Runner))
+_NUMBERS = ("batch_size",)
+
+
+def _read(name: str, value: Any) -> Any:
+    if name in _NUMBERS and isinstance(value, str):
+        try:
+            return int(value)
+        except ValueError:
+            return value  # the runner names it as a fault, with the others
+    return value
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _raise(faults: Faults) -> None:
+    if faults:
+        text = "; ".join(f"{path}: {message}" if path else message for path, message in faults)
+        raise SpecError(f"this runner cannot be run: {text}. Correct it where it is written.", faults=faults)

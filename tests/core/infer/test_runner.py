@@ -1,0 +1,41 @@
+"""The value that says how a batch is predicted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from airflow_ai_provider.core.infer.runner import FIELDS, Runner
+from airflow_ai_provider.errors import SpecError
+
+
+def test_what_was_written_is_read_again() -> None:
+    for runner in (Runner(), Runner(64), Runner(endpoint="triton"), Runner(1, "triton")):
+        assert Runner.from_dict(runner.to_dict()) == runner
+        assert Runner.from_dict(runner.to_dict()).digest == runner.digest
+    assert Runner(64).digest != Runner(65).digest
+    assert set(Runner().to_dict()) == set(FIELDS)
+
+
+def test_a_mapping_may_hold_what_templates_render() -> None:
+    assert Runner.from_dict({"batch_size": "64", "endpoint": ""}) == Runner(64)
+    assert Runner.from_dict({"batch_size": "None", "endpoint": None}) == Runner()
+
+
+@pytest.mark.parametrize(
+    ("given", "paths"),
+    [
+        ({"batch_size": 0}, ["batch_size"]),
+        ({"batch_size": True}, ["batch_size"]),
+        ({"batch_size": "many"}, ["batch_size"]),
+        ({"batch_size": 2.5, "endpoint": " "}, ["batch_size", "endpoint"]),
+        ({"endpoint": 3}, ["endpoint"]),
+        ({"batchsize": 3}, ["batchsize"]),
+        (["batch_size"], [""]),
+    ],
+)
+def test_a_runner_that_cannot_run_is_refused_with_every_fault(given: Any, paths: list[str]) -> None:
+    with pytest.raises(SpecError, match="this runner cannot be run") as caught:
+        Runner.from_dict(given)
+    assert [path for path, _ in caught.value.faults] == paths
