@@ -4,9 +4,11 @@ PYTHON_TEST := .venv/bin/python
 PYTHON_DEMO := .venv-demo/bin/python
 TESTS ?= tests
 CASE ?=
+KILLS ?= 300
+SEED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup system demo stop test lint type arch bench bench-env bench-quick constraints clean
+.PHONY: help setup system demo stop test kill lint type arch bench bench-env bench-quick constraints clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -27,6 +29,9 @@ stop: ## end what make demo started
 
 test: setup system ## run all tests, real servers included (TESTS=tests/core for a part)
 	@$(PYTHON_TEST) -m pytest $(TESTS)
+
+kill: setup system ## kill ingest 300 times on each kind of ledger, and the broker between; prove that nothing is lost (KILLS=, SEED=)
+	@$(PYTHON_TEST) -m tests.kill --kills $(KILLS) --seed $(SEED)
 
 lint: setup ## ruff over everything
 	@$(PYTHON_TEST) -m ruff check .

@@ -1,0 +1,1 @@
+"""Kill ingest again and again while a topic fills, then prove that each committed message landed exactly once."""

@@ -1,0 +1,23 @@
+"""A short version of ``make kill``, on SQLite; the long one has hundreds of kills, PostgreSQL, and kills of the broker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.kill.story import tell
+
+if TYPE_CHECKING:
+    from tests.servers.kafka import KafkaBroker
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+
+def test_ingest_killed_at_any_moment_loses_and_doubles_nothing(kafka_broker: KafkaBroker, tmp_path: Path) -> None:
+    outcome = tell(kafka_broker, tmp_path, f"sqlite:///{tmp_path}/ledger.db", seed=7, kills=12)
+    assert outcome.tally.kill_count >= 12
+    assert outcome.proof.accepted > 1000
+    assert outcome.proof.quarantined > 100
+    assert outcome.proof.aborted > 0
