@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -30,6 +30,7 @@ from airflow_ai_provider.core.infer.engine import Engine
 from airflow_ai_provider.core.infer.outcome import COLUMNS
 from airflow_ai_provider.core.infer.part import DonePart, PartShelf
 from airflow_ai_provider.core.infer.progress import Progress
+from airflow_ai_provider.core.infer.shard import WHOLE, Shard
 from airflow_ai_provider.core.store import Store
 from airflow_ai_provider.errors import BatchRejectedError, RowMismatchError, SpecError
 
@@ -63,22 +64,80 @@ def infer(
     :raises RowMismatchError: the engine lost, doubled or reordered rows; no retry helps.
     :raises BatchRejectedError: more rows failed than ``max_failed``; the batch is not landed, no retry helps.
     """
+    recipe, done = predict(batch, pin, store, engine, pipeline=pipeline, batch_size=batch_size, progress=progress)
+    return land(recipe, done, store, pipeline=pipeline, max_failed=max_failed)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a prediction batch is made from; it names the batch.
+
+    :param batch: the rows.
+    :param pin: the model.
+    :param options: what else its bytes depend on: engine, kind of device, where they matter the rows per call.
+    """
+
+    batch: BatchRef
+    pin: Pin
+    options: Mapping[str, Any]
+
+    @property
+    def made_from(self) -> dict[str, Any]:
+        """The same by digests, as plain JSON."""
+        return {"input": self.batch.digest, "pin": self.pin.digest, "options": dict(self.options)}
+
+    @property
+    def batch_id(self) -> str:
+        """Name of the predictions."""
+        return f"{self.batch.batch_id}-{digest_of(self.made_from)[7:19]}"
+
+    def shelf(self, store: Store, pipeline: str) -> PartShelf:
+        """Open where the parts are stored and marked."""
+        return PartShelf(store, store.open_batch(pipeline, PREDICTIONS, self.batch_id).folder, self.made_from)
+
+
+def predict(
+    batch: BatchRef,
+    pin: Pin,
+    store: Store,
+    engine: Engine,
+    *,
+    pipeline: str,
+    shard: Shard = WHOLE,
+    batch_size: int | None = None,
+    progress: Callable[[str], None] = log.info,
+) -> tuple[Recipe, list[DonePart]]:
+    """Predict and store the parts of one shard of a batch; nothing is landed.
+
+    :param shard: which parts; the other parameters and errors are those of :func:`infer`.
+    :return: what the batch is made from, and the stored parts of the shard, in order.
+    """
     size = _checked(batch_size, engine)
     options: dict[str, Any] = {"engine": engine.name, "device": engine.device}
     if not engine.steady:
         options["batch_size"] = size
-    made_from = {"input": batch.digest, "pin": pin.digest, "options": options}
-    writer = store.open_batch(pipeline, PREDICTIONS, f"{batch.batch_id}-{digest_of(made_from)[7:19]}")
-    sources = store.manifest(batch).table(ACCEPTED)
-    row_count = sum(source.row_count for source in sources)
-    told = Progress(progress, row_count)
-    job = _Job(batch, store, engine, size, PartShelf(store, writer.folder, made_from), told)
-    done = job.run(sources)
-    failed = sum(part.failed for part in done)
-    told.finish(failed, f"{engine.name}, {engine.device}")
+    recipe = Recipe(batch, pin, options)
+    parts = enumerate(store.manifest(batch).table(ACCEPTED))
+    sources = {number: part for number, part in parts if shard.takes(number)}
+    told = Progress(progress, sum(source.row_count for source in sources.values()))
+    done = _Job(batch, store, engine, size, recipe.shelf(store, pipeline), told).run(sources)
+    told.finish(sum(part.failed for part in done), f"{engine.name}, {engine.device}")
+    return recipe, done
+
+
+def land(
+    recipe: Recipe, done: Sequence[DonePart], store: Store, *, pipeline: str, max_failed: float | int | None = None
+) -> BatchRef:
+    """Make stored parts a batch.
+
+    :param done: all parts of the batch, in order.
+    :raises BatchRejectedError: more rows failed than ``max_failed``; nothing is landed, no retry helps.
+    """
+    writer = store.open_batch(pipeline, PREDICTIONS, recipe.batch_id)
+    row_count, failed = sum(part.part.row_count for part in done), sum(part.failed for part in done)
     if exceeds(failed, row_count, max_failed):
         raise BatchRejectedError(
-            f"{failed} of {row_count} rows of batch {batch.batch_id} failed in the model, max_failed allows "
+            f"{failed} of {row_count} rows of batch {recipe.batch.batch_id} failed in the model, max_failed allows "
             f"{max_failed}: nothing was landed. The first reasons: {'; '.join(_reasons(store, writer.folder, done))}. "
             "Correct the rows or the model, or raise max_failed.",
             failed=failed,
@@ -87,7 +146,8 @@ def infer(
     for part in done:
         writer.keep(part.part)
     counts = {"accepted": row_count, "predicted": row_count - failed, "failed": failed}
-    return writer.land(counts, {"input": batch.to_dict(), "pin": pin.to_dict(), "engine": options})
+    facts = {"input": recipe.batch.to_dict(), "pin": recipe.pin.to_dict(), "engine": dict(recipe.options)}
+    return writer.land(counts, facts)
 
 
 @dataclass
@@ -100,11 +160,11 @@ class _Job:
     told: Progress
     columns: list[str] = field(default_factory=list)
 
-    def run(self, sources: Sequence[Part]) -> list[DonePart]:
+    def run(self, sources: Mapping[int, Part]) -> list[DonePart]:
         """Return every part, kept or predicted, in order."""
-        done = {number: self.shelf.done(number, source) for number, source in enumerate(sources)}
+        done = {number: self.shelf.done(number, source) for number, source in sources.items()}
         self.told.kept(sum(kept.part.row_count for kept in done.values() if kept))
-        todo = [(number, source) for number, source in enumerate(sources) if done[number] is None]
+        todo = [(number, source) for number, source in sources.items() if done[number] is None]
         with ExitStack() as stack:
             # Leaving the stack, by an error too, waits for what runs and drops what does not run yet.
             read, work, write = (_pool(stack, size) for size in (1, self.engine.workers, 1))
