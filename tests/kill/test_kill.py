@@ -1,4 +1,4 @@
-"""A short version of ``make kill``, on SQLite; the long one has hundreds of kills, PostgreSQL, and kills of the broker."""
+"""A short version of ``make kill``: the long one has hundreds of kills, PostgreSQL too, and kills of the broker."""
 
 from __future__ import annotations
 
