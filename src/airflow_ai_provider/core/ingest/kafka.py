@@ -15,7 +15,6 @@ from datetime import datetime
 from typing import Any, cast
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from confluent_kafka import (
     OFFSET_END,
     Consumer,
@@ -32,11 +31,12 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its stubs d
     OffsetSpec,
 )
 
-from airflow_ai_provider.core.batch import ROW_ID, Slice, Span
+from airflow_ai_provider.core.batch import Slice, Span
 from airflow_ai_provider.core.ingest.block import paused_gc
-from airflow_ai_provider.core.ingest.contract import PAYLOAD
 from airflow_ai_provider.core.ingest.kafka_config import admin_config, consumer_config
+from airflow_ai_provider.core.ingest.kafka_relay import Relay
 from airflow_ai_provider.core.ingest.kafka_span import cap, demand_kept, demand_reached, demand_same
+from airflow_ai_provider.core.ingest.kafka_table import table_of
 from airflow_ai_provider.errors import SourceError, SourceUnavailableError
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,9 @@ _EARLIEST, _LATEST = OffsetSpec.earliest(), OffsetSpec.latest()  # type: ignore[
 _NO_TOPIC_ID = "AAAAAAAAAAAAAAAAAAAAAA"
 _COUNT = 10_000
 """Messages per call; more is not faster."""
+_AHEAD = 100_000
+"""Offsets left of a topic partition when the next one begins to fetch: more than fetching takes to begin, and few
+enough that the two do not fill both their queues."""
 
 
 class KafkaReader:
@@ -155,13 +158,14 @@ class KafkaReader:
         :raises SourceError: when records of the span are not there any more, or the topic was made anew.
         :raises SourceUnavailableError: when nothing came for ``stall_s``; a retry reads the same span.
         """
-        demand_same(self._topic, self._bootstrap, span.identity, self._ask_identity())
         slices = sorted(span.slices, key=lambda s: int(s.partition))
-        first = {int(s.partition): s.first for s in slices}
-        demand_kept(self._topic, self._bootstrap, self._offsets(list(first), _EARLIEST), first)
-        with closing(self._consumer()) as consumer:
+        with Relay(slices, self._fetch) as relay:
+            relay.begin()  # connects while the broker is asked
+            demand_same(self._topic, self._bootstrap, span.identity, self._ask_identity())
+            first = {int(s.partition): s.first for s in slices}
+            demand_kept(self._topic, self._bootstrap, self._offsets(list(first), _EARLIEST), first)
             for part in slices:
-                yield from self._read_partition(consumer, part, span.identity)
+                yield from self._read_partition(relay, part, span.identity)
         # no second look at the first offsets: what is deleted before we come to it, the client reports
         # (auto.offset.reset=error), and what is deleted behind us is no loss
         demand_same(self._topic, self._bootstrap, span.identity, self._ask_identity())
@@ -191,18 +195,23 @@ class KafkaReader:
             self._planner.close()
         self._planner = self._admin_client = None
 
-    def _read_partition(self, consumer: Consumer, part: Slice, identity: str) -> Iterator[pa.Table]:
-        here = TopicPartition(self._topic, int(part.partition), part.first)
-        consumer.assign([here])
+    def _fetch(self, part: Slice) -> Consumer:
+        consumer = self._consumer()
+        consumer.assign([TopicPartition(self._topic, int(part.partition), part.first)])
+        return consumer
+
+    def _read_partition(self, relay: Relay, part: Slice, identity: str) -> Iterator[pa.Table]:
+        consumer = relay.take()
         reached, moved_at = part.first, self._clock()
         while reached < part.end:
+            if part.end - reached <= _AHEAD:
+                relay.begin()
             with paused_gc():
-                came = _of_partition(here.partition, consumer.consume(_COUNT, 0.2))
-                messages, ended = self._sort_out(came, part, reached)
-                table = self._table(messages, identity) if messages else None
+                messages, ended = self._sort_out(consumer.consume(_COUNT, 0.2), part, reached)
+                table = table_of(self._topic, identity, messages) if messages else None
             if table is not None:
                 yield table
-            now_at = part.end if ended else self._position(consumer, here, messages, reached)
+            now_at = part.end if ended else self._position(consumer, part, messages, reached)
             if now_at > reached:
                 reached, moved_at = now_at, self._clock()
             elif self._clock() - moved_at > self._stall_s:
@@ -246,31 +255,12 @@ class KafkaReader:
             raise self._down(f"reading {self._topic}/{part.partition} at offset {reached}", error)
         log.warning("%s/%s: %s; reading goes on", self._topic, part.partition, error)
 
-    def _position(self, consumer: Consumer, here: TopicPartition, messages: Sequence[Message], reached: int) -> int:
+    def _position(self, consumer: Consumer, part: Slice, messages: Sequence[Message], reached: int) -> int:
         """How far the partition is read: past the last record, or past markers and aborted records after it."""
         if messages:
             return _at(messages[-1]) + 1
+        here = TopicPartition(self._topic, int(part.partition))
         return max(int(consumer.position([here])[0].offset), reached)
-
-    def _table(self, messages: Sequence[Message], identity: str) -> pa.Table:
-        count = len(messages)
-        offsets = pa.array(map(Message.offset, messages), pa.int64(), size=count)
-        kinds, times = zip(*map(Message.timestamp, messages), strict=True)
-        if 0 in kinds:  # the record has no time
-            times = tuple(at if kind else None for kind, at in zip(kinds, times, strict=True))
-        partition = messages[0].partition()
-        prefix = f"{self._topic}~{identity[:8]}/{partition}/" if identity else f"{self._topic}/{partition}/"
-        return pa.table(
-            {
-                ROW_ID: pc.binary_join_element_wise(prefix, offsets.cast(pa.string()), ""),
-                PAYLOAD: pa.array(list(map(Message.value, messages)), pa.binary()),
-                "_key": pa.array(list(map(Message.key, messages)), pa.binary()),
-                "_topic": pa.repeat(pa.scalar(self._topic, pa.string()), count),
-                "_partition": pa.repeat(pa.scalar(partition, pa.int32()), count),
-                "_offset": offsets,
-                "_timestamp": pa.array(times, pa.timestamp("ms", tz="UTC")),
-            }
-        )
 
     def _metadata(self) -> ClusterMetadata:
         """Probe the topic: a missing topic and a dead broker must be told apart, and from an empty topic."""
@@ -391,13 +381,6 @@ class KafkaReader:
             "connection's bootstrap.servers is right; the retry asks again.",
             bootstrap=self._bootstrap,
         )
-
-
-def _of_partition(number: int, messages: list[Message]) -> list[Message]:
-    """Leave out what was fetched for the topic partition before this one; -1: an error of none."""
-    if set(map(Message.partition, messages)) <= {number, -1}:
-        return messages
-    return [m for m in messages if m.partition() in (number, -1)]
 
 
 def _at(message: Message) -> int:

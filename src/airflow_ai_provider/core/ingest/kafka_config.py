@@ -13,7 +13,7 @@ _FAST: dict[str, Any] = {
     "fetch.queue.backoff.ms": 1,
     "fetch.wait.max.ms": 50,
     "queued.min.messages": 1_000_000,
-    "queued.max.messages.kbytes": 262_144,
+    "queued.max.messages.kbytes": 131_072,  # of each of the two consumers that may be at work
     "max.partition.fetch.bytes": 8_388_608,
     "fetch.max.bytes": 52_428_800,
 }
