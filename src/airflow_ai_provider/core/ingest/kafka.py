@@ -200,7 +200,7 @@ class KafkaReader:
         consumer.assign([TopicPartition(self._topic, int(part.partition), part.first)])
         return consumer
 
-    def _read_partition(self, relay: Relay, part: Slice, identity: str) -> Iterator[pa.Table]:
+    def _read_partition(self, relay: Relay[Consumer], part: Slice, identity: str) -> Iterator[pa.Table]:
         consumer = relay.take()
         reached, moved_at = part.first, self._clock()
         while reached < part.end:

@@ -6,7 +6,7 @@ Invariants: rows are the records, in their order; a row's id names topic, topic 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -16,11 +16,18 @@ from airflow_ai_provider.core.batch import ROW_ID
 from airflow_ai_provider.core.ingest.column import flags, numbers
 from airflow_ai_provider.core.ingest.contract import PAYLOAD
 
-if TYPE_CHECKING:
-    from confluent_kafka import Message
+
+class Record(Protocol):
+    """One message of a topic, as the client gives it."""
+
+    def partition(self) -> int | None: ...
+    def offset(self) -> int | None: ...
+    def key(self) -> bytes | str | None: ...
+    def value(self) -> bytes | str | None: ...
+    def timestamp(self) -> tuple[int, int]: ...
 
 
-def table_of(topic: str, identity: str, messages: Sequence[Message]) -> pa.Table:
+def table_of(topic: str, identity: str, messages: Sequence[Record]) -> pa.Table:
     """Return ``_row_id``, ``_payload``, ``_key``, ``_topic``, ``_partition``, ``_offset``, ``_timestamp``.
 
     :param identity: the topic's id; empty when the broker gives none.
@@ -43,7 +50,7 @@ def table_of(topic: str, identity: str, messages: Sequence[Message]) -> pa.Table
     )
 
 
-def _times(messages: Sequence[Message]) -> pa.Array:
+def _times(messages: Sequence[Record]) -> pa.Array:
     kinds, times = zip(*map(type(messages[0]).timestamp, messages), strict=True)
     column = numbers(np.fromiter(times, np.int64, len(times)), pa.timestamp("ms", tz="UTC"))
     if 0 not in kinds:
