@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tests.servers.postgres import PostgresServer
     from tests.servers.proxy import TcpProxy
     from tests.servers.registry import SchemaRegistryServer
+    from tests.servers.s3 import S3Server
 
 # A machine at work is slow to draw examples: that says nothing about the code.
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -125,6 +126,14 @@ def schema_registry() -> Iterator[SchemaRegistryServer]:
     from tests.servers.registry import SchemaRegistryServer
 
     yield from _serve(SchemaRegistryServer)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """A real S3 API: options, bucket, port, kill, pause, resume, restart (which empties it)."""
+    from tests.servers.s3 import S3Server
+
+    yield from _serve(S3Server)
 
 
 @pytest.fixture(scope="session")

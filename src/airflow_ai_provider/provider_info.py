@@ -38,6 +38,7 @@ _CONNECTION_TYPES: list[dict[str, Any]] = [
         "conn-fields": {
             "uri": _text("URI", "Where batches lie: file:///data/ai, s3://bucket/prefix"),
             "endpoint_url": _text("Endpoint URL", "Only for an S3 API of your own"),
+            "timeout_s": _number("Timeout (s)", "S3: how long a request may stay without an answer; default 15"),
         },
         "ui-field-behaviour": {
             "hidden-fields": ["host", "port", "schema"],

@@ -129,3 +129,23 @@ def test_api_sender(connection: Define, httpserver: Any) -> None:
     connection("none", conn_type="ai_api")
     with pytest.raises(ConnectionConfigError, match="names no host"):
         ApiHook("none").get_sender()
+
+
+def test_keys_to_a_sources_files(connection: Define, airflow_db: None) -> None:
+    keys = {"login": "key", "password": "not-shown"}
+    connection("lake", conn_type="aws", extra={"endpoint_url": "http://s3", "region_name": "eu-west-1"}, **keys)
+    assert StoreHook("lake").get_options() == {
+        "key": "key",
+        "secret": "not-shown",
+        "endpoint_url": "http://s3",
+        "client_kwargs": {"region_name": "eu-west-1"},
+    }
+    connection("cloud", conn_type="ai_store", extra={"timeout_s": 3, "options": {"token": "anon"}})
+    assert StoreHook("cloud").get_options() == {"timeout_s": 3, "token": "anon"}
+    for wrong in ({"timeout_s": "soon"}, {"timeout_s": 0}, {"options": "secret text"}):
+        connection("wrong", conn_type="ai_store", extra=wrong)
+        with pytest.raises(ConnectionConfigError, match=f"'wrong' has {next(iter(wrong))}=.*it must be") as caught:
+            StoreHook("wrong").get_options()
+        assert "secret text" not in str(caught.value)
+    with pytest.raises(ConnectionConfigError, match="connection 'nobody' is not defined"):
+        StoreHook("nobody").get_options()

@@ -1,4 +1,4 @@
-"""The contract of a Source, over the fake, files and a real Kafka topic."""
+"""The contract of a Source, over the fake, files (local, in memory, on S3) and a real Kafka topic."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import fsspec
 import pyarrow as pa
 import pytest
 from confluent_kafka import Producer
@@ -21,6 +22,7 @@ from airflow_ai_provider.testing import MemorySource
 
 if TYPE_CHECKING:
     from tests.servers.kafka import KafkaBroker
+    from tests.servers.s3 import S3Server
 
 _numbers = itertools.count(1)
 
@@ -49,6 +51,29 @@ def files(tmp_path: Path, request: pytest.FixtureRequest) -> Stand:
             (tmp_path / f"{next(_numbers):03d}.jsonl").write_bytes(payload + b"\n")
 
     return Stand(lambda: FileReader(str(tmp_path)), add)
+
+
+def memory_files(tmp_path: Path, request: pytest.FixtureRequest) -> Stand:
+    folder = f"/contract-{next(_numbers)}"
+    memory = fsspec.filesystem("memory")
+
+    def add(payloads: list[bytes]) -> None:
+        for payload in payloads:
+            memory.pipe_file(f"{folder}/{next(_numbers):03d}.jsonl", payload + b"\n")
+
+    return Stand(lambda: FileReader(f"memory://{folder}/*.jsonl"), add)
+
+
+def s3(tmp_path: Path, request: pytest.FixtureRequest) -> Stand:
+    server: S3Server = request.getfixturevalue("s3_server")
+    bucket = f"contract-{next(_numbers)}"
+    files = server.bucket(bucket)
+
+    def add(payloads: list[bytes]) -> None:
+        for payload in payloads:
+            files.pipe_file(f"{bucket}/in/{next(_numbers):03d}.jsonl", payload + b"\n")
+
+    return Stand(lambda: FileReader(f"s3://{bucket}/in", storage_options=server.options), add)
 
 
 def kafka(tmp_path: Path, request: pytest.FixtureRequest) -> Stand:
@@ -81,6 +106,8 @@ def mock_kafka(tmp_path: Path, request: pytest.FixtureRequest) -> Stand:
     params=[
         memory,
         files,
+        memory_files,
+        pytest.param(s3, marks=pytest.mark.integration),
         pytest.param(kafka, marks=pytest.mark.integration),
         pytest.param(mock_kafka, marks=pytest.mark.integration),
     ],

@@ -4,7 +4,7 @@ Invariants: a batch exists when its ``manifest.json`` exists, and then all its b
 again writes the same bytes; a reader gets the bytes that the manifest names or an error.
 
 Layout: ``<root>/<pipeline>/<kind>/<batch_id>/{manifest.json, <table>/<number>.parquet}``; a part being written lies
-at ``<part>.<any>.aside`` and moves to its name when it is whole.
+at ``<part>.<any>.aside`` and moves to its name when it is whole (object stores show no file before it is).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
-import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from airflow_ai_provider.core.batch import BatchRef, Manifest, Part, canonical_json
-from airflow_ai_provider.errors import CorruptBatchError, SourceUnavailableError
+from airflow_ai_provider.core.file_system import asking, open_file_system, put, writes_whole
+from airflow_ai_provider.errors import ConnectionConfigError, CorruptBatchError, SourceUnavailableError
 
 MANIFEST = "manifest.json"
 
@@ -36,8 +36,7 @@ class Store:
 
     def __init__(self, root: str, options: Mapping[str, Any] | None = None) -> None:
         self.root = root.rstrip("/")
-        self._fs, path = fsspec.core.url_to_fs(self.root, **dict(options or {}))
-        self._path = str(path).rstrip("/")
+        self._fs, self._path = open_file_system(self.root, options)
 
     def open_batch(self, pipeline: str, kind: str, batch_id: str) -> BatchWriter:
         """Start writing a batch; nothing of it exists until :meth:`BatchWriter.land`."""
@@ -102,35 +101,38 @@ class Store:
         :raises SourceUnavailableError: when the store does not answer; a retry may help.
         """
         try:
-            return cast(bytes, self._fs.cat_file(f"{self._path}/{path}"))
+            with asking(self._fs, f"the store at {self.root} did not give {path}", path=path):
+                return cast(bytes, self._fs.cat_file(f"{self._path}/{path}"))
         except FileNotFoundError:
             return None
-        except OSError as error:
-            raise SourceUnavailableError(
-                f"the store at {self.root} did not give {path}: {error}. "
-                "Check that it is reachable; the retry reads it again.",
-                path=path,
-            ) from error
 
     def write_bytes(self, path: str, data: bytes) -> None:
-        """Write a file under the root: aside first, then moved to its name, so it is whole or not there.
+        """Write a file under the root, so that it is whole or not there.
 
         :raises SourceUnavailableError: when the store does not take it (down, full); a retry may help.
+        :raises ConnectionConfigError: when it refuses, or its bucket is not there; a retry does not help.
         """
-        target = f"{self._path}/{path}"
+        what = f"the store at {self.root} did not take {path} ({len(data)} bytes)"
+        target, whole = f"{self._path}/{path}", writes_whole(self._fs)
         try:
-            self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
-            # A name of its own: a killed task's zombie and its successor write the same part, and one of them
-            # would move the other's half-written bytes into place.
-            aside = f"{target}.{uuid.uuid4().hex[:12]}.aside"
-            self._fs.pipe_file(aside, data)
-            self._fs.mv(aside, target)
-        except OSError as error:
-            raise SourceUnavailableError(
-                f"the store at {self.root} did not take {path} ({len(data)} bytes): {error}. "
-                "Check that it is reachable and has room; the retry writes it again.",
-                path=path,
-            ) from error
+            with asking(self._fs, what, path=path):
+                if whole:  # no folder is made: there is none, and making one would make the bucket of a mistyped name
+                    put(self._fs, target, data)
+                else:
+                    self._write_aside(target, data)
+        except FileNotFoundError as error:
+            if whole:
+                mend = "Make the bucket, or correct the uri of the store's connection."
+                raise ConnectionConfigError(f"{what}: {error}. {mend}", path=path) from error
+            raise SourceUnavailableError(f"{what}: {error}. The retry writes it again.", path=path) from error
+
+    def _write_aside(self, target: str, data: bytes) -> None:
+        self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+        # A name of its own: a killed task's zombie and its successor write the same part, and one of them
+        # would move the other's half-written bytes into place.
+        aside = f"{target}.{uuid.uuid4().hex[:12]}.aside"
+        put(self._fs, aside, data)
+        self._fs.mv(aside, target)
 
     def _relative(self, uri: str) -> str:
         if not uri.startswith(self.root + "/"):

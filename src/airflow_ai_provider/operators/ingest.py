@@ -171,7 +171,7 @@ def _open_reader(value: KafkaSource | FileSource, columns: Sequence[str]) -> Sou
     from airflow_ai_provider.core.ingest.source import KafkaSource, open_source
 
     if not isinstance(value, KafkaSource):
-        return open_source(value)
+        return _open_files(value)
     from airflow_ai_provider.hooks.kafka import KafkaConfigHook
 
     config = KafkaConfigHook(value.kafka_conn_id).get_config()
@@ -181,6 +181,16 @@ def _open_reader(value: KafkaSource | FileSource, columns: Sequence[str]) -> Sou
 
     schemas = SchemaRegistryHook(value.schema_registry_conn_id).get_registry(subject=f"{value.topic}-value")
     return open_source(value, kafka_config=config, schemas=schemas, columns=columns)
+
+
+def _open_files(value: FileSource) -> Source:
+    from airflow_ai_provider.core.ingest.source import open_source
+
+    if value.fs_conn_id is None:
+        return open_source(value)
+    from airflow_ai_provider.hooks.store import StoreHook
+
+    return open_source(value, storage_options=StoreHook(value.fs_conn_id).get_options())
 
 
 def _open_validator(expectations: str | None, dag: Any) -> Validator:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
-from typing import Any, BinaryIO
+from functools import cached_property
+from typing import Any, BinaryIO, cast
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from airflow_ai_provider.core.batch import Slice, Span
+from airflow_ai_provider.core.file_system import OpenFile, asking, is_local, open_file_system
 from airflow_ai_provider.core.ingest.file_rows import (
     CHUNK,
     RowNames,
@@ -25,7 +26,7 @@ from airflow_ai_provider.core.ingest.file_rows import (
     read_jsonl,
     read_parquet,
 )
-from airflow_ai_provider.errors import SourceError, SourceUnavailableError, SpecError
+from airflow_ai_provider.errors import SourceError, SpecError
 
 _SUFFIXES = {
     **dict.fromkeys(("jsonl", "ndjson"), "jsonl"),
@@ -54,6 +55,7 @@ class FileReader:
     :param name: of the source; None takes the folder's or file's name.
     :param key: the author's key column.
     :param storage_options: keyword arguments of the file system; never written anywhere.
+    :param folder: that files are named relative to; None: the pattern's or file's own.
     """
 
     def __init__(
@@ -64,13 +66,15 @@ class FileReader:
         *,
         key: str | None = None,
         storage_options: Mapping[str, Any] | None = None,
+        folder: str | None = None,
     ) -> None:
         self._uri, self._format, self.key = path, format, key
-        self._fs, stripped = fsspec.core.url_to_fs(path, **dict(storage_options or {}))
-        self._path = str(stripped).rstrip("/")
+        self._fs, self._path = open_file_system(path, storage_options)
         magic = min((self._path.find(c) for c in _MAGIC if c in self._path), default=-1)
         self._pattern = magic >= 0
         self._base = self._path[:magic].rpartition("/")[0] if self._pattern else self._path
+        if folder is not None:
+            self._base = str(self._fs._strip_protocol(folder)).rstrip("/")
         self.name = f"files:{name or self._base.rpartition('/')[2].partition('.')[0] or 'files'}"
 
     @property
@@ -117,7 +121,7 @@ class FileReader:
         for part in span.slices:
             digest = hashlib.sha256()
             with self._open(part.partition) as file:
-                yield from self._tables(reader, file, part, digest.update)
+                yield from reader(file, RowNames(part.partition, part.digest), digest.update)
             if f"sha256:{digest.hexdigest()}" != part.digest:
                 raise SourceError(
                     f"{part.partition} in {self._uri} has changed since it was planned: SHA-256 was "
@@ -127,14 +131,6 @@ class FileReader:
                     expected=part.digest,
                 )
 
-    def _tables(
-        self, reader: Callable[[BinaryIO, RowNames, Seen], Iterator[pa.Table]], file: BinaryIO, part: Slice, seen: Seen
-    ) -> Iterator[pa.Table]:
-        try:
-            yield from reader(file, RowNames(part.partition, part.digest), seen)
-        except OSError as error:
-            raise self._down(part.partition, error) from error
-
     def commit(self, span: Span) -> None:
         """Do nothing: the ledger says which files are taken."""
 
@@ -142,44 +138,62 @@ class FileReader:
         """Do nothing: each file is closed after reading."""
 
     def _list(self) -> list[str]:
-        try:
-            if self._pattern:
-                found = self._fs.glob(self._path)
-                found = [f for f in found if not self._fs.isdir(f)]
-            elif self._fs.isdir(self._path):
-                found = self._fs.find(self._path)
-            elif self._fs.exists(self._path):
-                return [self._path.rpartition("/")[2]]
-            else:
-                raise SourceError(
-                    f"there is no file or folder at {self._uri}. Check the path, or make the folder first.",
-                    path=self._uri,
-                )
-        except OSError as error:
-            raise self._down(self._uri, error) from error
-        paths = sorted(str(f)[len(self._base) :].lstrip("/") for f in found)
+        with asking(self._fs, f"the files of {self._uri} could not be listed", path=self._uri):
+            found = self._found()
+        paths = sorted(f[len(self._folder) :].lstrip("/") for f in found)
         return [p for p in paths if not any(step.startswith((".", "_")) for step in p.split("/"))]
 
-    def _full(self, path: str) -> str:
-        whole = not self._pattern and self._base.rpartition("/")[2] == path and not self._fs.isdir(self._base)
-        return self._base if whole else f"{self._base}/{path}"
+    def _found(self) -> list[str]:
+        if self._pattern:
+            details = self._fs.glob(self._path, detail=True)
+            if not details:
+                self._demand_bucket()
+            return [name for name, detail in details.items() if detail["type"] != "directory"]
+        if self._is_file:
+            return [self._path]
+        return list(self._fs.find(self._path))
+
+    def _demand_bucket(self) -> None:
+        """An object store has no folders, so a pattern may match nothing; in a bucket that is not there it cannot."""
+        bucket = self._path.partition("/")[0]
+        if not bucket or is_local(self._fs):
+            return
+        try:
+            self._fs.ls(bucket)
+        except FileNotFoundError as error:
+            raise SourceError(
+                f"there is no bucket {bucket!r} for {self._uri}: {error}. Correct the path, or make the bucket.",
+                path=self._uri,
+            ) from error
+
+    @cached_property
+    def _is_file(self) -> bool:
+        if self._pattern:
+            return False
+        with asking(self._fs, f"{self._uri} could not be looked up", path=self._uri):
+            try:  # not isfile, which takes every failure for a no
+                return bool(self._fs.info(self._path)["type"] == "file")
+            except FileNotFoundError as error:
+                raise SourceError(
+                    f"there is no file or folder at {self._uri} ({error}). Check the path, or make the folder first.",
+                    path=self._uri,
+                ) from error
+
+    @cached_property
+    def _folder(self) -> str:
+        """What paths are relative to."""
+        return self._path.rpartition("/")[0] if self._is_file and self._base == self._path else self._base
 
     def _open(self, path: str) -> BinaryIO:
+        what = f"{path} could not be read from {self._uri}"
         try:
-            return self._fs.open(self._full(path), "rb")  # type: ignore[no-any-return]
+            with asking(self._fs, what, path=path):
+                file = self._fs.open(f"{self._folder}/{path}", "rb")
         except FileNotFoundError as error:
             raise SourceError(
                 f"{path} was planned and is not in {self._uri} any more. Put it back; nothing was landed.", path=path
             ) from error
-        except OSError as error:
-            raise self._down(path, error) from error
-
-    def _down(self, path: str, error: OSError) -> SourceUnavailableError:
-        return SourceUnavailableError(
-            f"{path} could not be read from {self._uri}: {error}. Check that it is reachable and may be read; "
-            "the retry reads it again.",
-            path=path,
-        )
+        return cast(BinaryIO, OpenFile(self._fs, file, what, path=path))
 
     def _format_of(self, files: list[str]) -> str:
         if self._format != "auto":

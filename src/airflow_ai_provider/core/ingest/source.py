@@ -78,6 +78,8 @@ class FileSource:
     :param key: column that names what a row is about; None: actions are keyed by the row's own id.
     :param format: ``jsonl``, ``csv``, ``parquet``, ``image`` (one row per file), or ``auto``: by the files' suffix.
     :param name: what the source is called in batch names and the ledger; None takes it from the path.
+    :param fs_conn_id: connection of type ``ai_store`` or ``aws`` with the keys to the files; None: what the worker has
+        from its environment.
     :raises SpecError: on creation, when a value cannot be run; a retry does not help.
     """
 
@@ -85,9 +87,10 @@ class FileSource:
     key: str | None = None
     format: str = "auto"
     name: str | None = None
+    fs_conn_id: str | None = None
 
     def __post_init__(self) -> None:
-        _demand_text(self, "path")
+        _demand_text(self, "path", *(("fs_conn_id",) if self.fs_conn_id is not None else ()))
         _demand_one_of(self, "format", _FILE_FORMATS)
 
     @property
