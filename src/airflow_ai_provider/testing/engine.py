@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Sequence
-from typing import Self
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -33,6 +33,7 @@ class ArithmeticEngine:
     batch_size = 1000
     workers = 2
     steady = True
+    padding: dict[str, Any] | None = None
 
     def __init__(
         self,

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from airflow_ai_provider.core.batch import Pin
-from airflow_ai_provider.core.infer.features import Features, InputSpec, features_of
+from airflow_ai_provider.core.infer.features import features_of
+from airflow_ai_provider.core.infer.inputs import Features, InputSpec
 from airflow_ai_provider.errors import SignatureError
 from tests.core.infer.models import columns_signature, png, tensor_signature
 
@@ -155,16 +156,94 @@ def test_a_tensor_that_no_column_or_several_could_hold_says_how_to_name_it() -> 
     assert named.needs(pa.schema({"u": lists, "v": lists})) == ["v"]
 
 
-@pytest.mark.parametrize("shape", [(), (-1,), (3, -1, 8)])
-def test_only_the_number_of_rows_may_vary(shape: tuple[int, ...]) -> None:
-    with pytest.raises(SignatureError, match="only the first size may vary"):
+@pytest.mark.parametrize("shape", [(), (3, -1, 8)])
+def test_only_the_number_of_rows_and_the_length_of_a_list_may_vary(shape: tuple[int, ...]) -> None:
+    with pytest.raises(SignatureError, match="besides the first size|only the first size may vary"):
         features(tensor_signature(*shape))
 
 
-def test_several_tensors_are_refused() -> None:
+# --- several inputs ---
+
+
+def tensors(**shapes: tuple[int, ...]) -> dict[str, Any]:
+    inputs = [
+        {"type": "tensor", "name": name, "tensor-spec": {"dtype": "float32", "shape": [-1, *shape]}}
+        for name, shape in shapes.items()
+    ]
+    return {"inputs": inputs, "outputs": []}
+
+
+def spec(name: str, dtype: Any, *shape: int) -> InputSpec:
+    return InputSpec(name, np.dtype(dtype), (-1, *shape))
+
+
+def test_several_tensors_come_from_the_columns_of_their_names_in_the_sessions_order() -> None:
+    made = features(
+        tensors(v=(2,), age=(1,), w=(2, 2)),
+        spec("w", np.float32, 2, 2),
+        spec("age", np.int64, 1),
+        spec("v", np.float32, 2),
+    )
+    table = pa.table({"age": [30, 31], "v": [[1.0, 2.0], [3.0]], "w": [[1.0] * 4, [2.0] * 4], "bytes": [b"", b""]})
+    assert made.needs(table.schema) == ["w", "age", "v"]
+    inputs = made.read(table)
+    assert [array.shape for array in inputs.arrays] == [(2, 2, 2), (2, 1), (2, 2)]
+    assert inputs.arrays[1].dtype == np.int64 and inputs.arrays[2].tolist() == [[1, 2], [0, 0]]
+    assert inputs.errors == {1: "wrong_shape: v holds 1 numbers, the model takes 2"}
+    assert [array.shape for array in made.sample(0.0)] == [(2, 2, 2), (2, 1), (2, 2)]
+    with pytest.raises(SignatureError, match="from column v"):
+        made.needs(table.drop_columns(["v"]).schema)
+
+
+def test_columns_of_several_tensors_may_have_other_names() -> None:
+    made = features(tensors(a=(2,), b=(1,)), features=["left", "right"])
+    table = pa.table({"right": [5.0], "left": [[1.0, 2.0]]})
+    assert [array.tolist() for array in made.read(table).arrays] == [[[1, 2]], [[5]]]
+
+
+def test_several_tensors_without_names_of_their_own_are_refused() -> None:
     signature = {"inputs": tensor_signature(2)["inputs"] * 2, "outputs": []}
     with pytest.raises(SignatureError, match="takes 2 tensors"):
         features(signature)
+    with pytest.raises(SignatureError, match=r"\['X'\], its signature has \['a', 'b'\]"):
+        features(tensors(a=(2,), b=(1,)), FLOAT)
+
+
+def test_an_optional_input_of_its_own_may_be_absent() -> None:
+    signature = columns_signature(["a", "b", "c"], optional=("a", "b"))
+    made = features(signature, spec("a", np.float32, 1), spec("b", object, 1), spec("c", np.int64))
+    table = pa.table({"c": [1, 2]})
+    assert made.needs(table.schema) == ["c"]
+    a, b, c = made.read(table).arrays
+    assert np.isnan(a).all() and a.shape == (2, 1) and b.tolist() == [[""], [""]] and c.tolist() == [1, 2]
+    holes = pa.table({"a": [None, float("inf")], "b": [None, "x"], "c": [1, 2]})
+    assert made.read(holes).errors == {1: "not_finite: a=inf is no finite float32"}
+    with pytest.raises(SignatureError, match="no column c"):
+        made.needs(pa.schema({"a": pa.float64()}))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "said"),
+    [
+        (np.int64, 1.5, "wrong_type: a=1.5 is no int64"),
+        (np.int8, 300, "wrong_type: a=300 is no int8"),
+        (np.uint8, -1, "wrong_type: a=-1 is no uint8"),
+        (np.int32, Decimal("2.5"), "wrong_type: a=Decimal('2.5') is no int32"),
+        (np.int64, float("nan"), "not_finite: a=nan is no finite int64"),
+        (np.int64, None, "null_value: a is null"),
+        (np.bool_, 2.0, "wrong_type: a=2.0 is no bool"),
+    ],
+)
+def test_a_number_that_the_type_cannot_hold_fails_its_row_instead_of_being_cut(
+    dtype: Any, value: Any, said: str
+) -> None:
+    column = [type(value)(1) if value is not None else 1, value]
+    wants = columns_signature(["a", "b"], optional=("a",))
+    alone = features(wants, spec("a", dtype, 1), spec("b", np.float32, 1)).read(pa.table({"a": column, "b": [1.0] * 2}))
+    assert alone.errors == {1: said} and alone.arrays[0].tolist() == [[1], [0]]
+    if dtype is not np.bool_:
+        together = features(wants, spec("X", dtype, 2)).read(pa.table({"a": column, "b": [1, 1]}))
+        assert together.errors == {1: said} and together.arrays[0].tolist() == [[1, 1], [0, 0]]
 
 
 # --- images ---

@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from airflow_ai_provider.core.batch import Pin
 from airflow_ai_provider.errors import DeviceError, MissingExtraError, ModelPinError, SpecError
@@ -26,10 +26,11 @@ log = logging.getLogger(__name__)
 class Engine(Protocol):
     """Predict rows with one loaded model.
 
-    Attributes: ``name`` of the engine; ``device`` it really runs on (``cpu`` or ``cuda``); ``batch_size``, the rows per
-    call of the model when the author names none; ``workers``, how many calls of :meth:`predict` may run at once;
-    ``row_bytes``, memory that one row needs as the model's input; ``steady``, true when a row's prediction has the
-    same bits whatever the batch size.
+    Attributes: ``name`` of the engine; ``device`` it really runs on (``cpu`` or ``cuda``); ``batch_size``, the rows
+    (of sequences the tokens) per call of the model when the author names none; ``workers``, how many calls of
+    :meth:`predict` may run at once; ``row_bytes``, memory that one row needs as the model's input; ``steady``, true
+    when a row's prediction has the same bits whatever the batch size; ``padding``, how rows of different lengths are
+    padded, on which bits depend (plain JSON; None for rows of one size).
     """
 
     name: str
@@ -38,6 +39,7 @@ class Engine(Protocol):
     workers: int
     row_bytes: int
     steady: bool
+    padding: dict[str, Any] | None
 
     def needs(self, schema: pa.Schema) -> Sequence[str]:
         """Return the columns that :meth:`predict` reads, or raise SignatureError when the rows do not fit."""

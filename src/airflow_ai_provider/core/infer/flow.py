@@ -114,6 +114,8 @@ def predict(
     """
     size = _checked(batch_size, engine)
     options: dict[str, Any] = {"engine": engine.name, "device": engine.device}
+    if engine.padding:
+        options["padding"] = engine.padding
     if not engine.steady:
         options["batch_size"] = size
     recipe = Recipe(batch, pin, options)

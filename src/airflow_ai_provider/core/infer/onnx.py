@@ -16,10 +16,11 @@ import onnxruntime as ort
 import pyarrow as pa
 
 from airflow_ai_provider.core.batch import ROW_ID, Pin
-from airflow_ai_provider.core.infer.batching import Array, run_in_batches, suggest_batch_size
+from airflow_ai_provider.core.infer.batching import Calls, run_inputs, suggest_batch_size, suggest_token_budget
 from airflow_ai_provider.core.infer.engine import settle_device, usable_cores
-from airflow_ai_provider.core.infer.features import InputSpec, features_of
-from airflow_ai_provider.core.infer.outcome import predictions, settle_reading
+from airflow_ai_provider.core.infer.features import features_of
+from airflow_ai_provider.core.infer.inputs import Array, InputSpec
+from airflow_ai_provider.core.infer.outcome import narrow, predictions, settle_reading
 from airflow_ai_provider.errors import SignatureError
 
 _CUDA = "CUDAExecutionProvider"
@@ -60,14 +61,20 @@ class OnnxEngine:
         )
         specs = [_spec(declared) for declared in self._session.get_inputs()]
         self._names = [spec.name for spec in specs]
-        self._features = features_of(pin, specs)
-        first = specs[0].shape[0] if specs[0].shape else -1
-        self._fixed = first if first > 0 else 0
-        self.row_bytes = self._features.row_bytes
-        self.batch_size = self._fixed or suggest_batch_size(self.row_bytes, self.device)
-        self.workers = cores if self.device == "cpu" else 2
         self.steady = self.device == "cpu"
-        self._reading = settle_reading(self._try, pin.metadata)
+        # Where a call is filled up for the same bits, few widths make full calls.
+        self._features = features_of(pin, specs, steps=16 if self.steady else 4)
+        self.padding = self._features.padding
+        first = specs[0].shape[0] if specs[0].shape else -1
+        self._calls = Calls(max(0, first), self.steady)
+        self.row_bytes = self._features.row_bytes
+        self.batch_size = (
+            suggest_token_budget(self.device) if self.padding else suggest_batch_size(self.row_bytes, self.device)
+        )
+        self.workers = cores if self.device == "cpu" else 2
+        self._outputs = [declared.name for declared in self._session.get_outputs()]
+        kept, self._reading = narrow(settle_reading(self._try, pin.metadata))
+        self._outputs = [self._outputs[position] for position in kept]
 
     def needs(self, schema: pa.Schema) -> Sequence[str]:
         """Return the columns that predict reads, or raise SignatureError."""
@@ -76,13 +83,7 @@ class OnnxEngine:
     def predict(self, rows: pa.Table, batch_size: int) -> pa.Table:
         """Return one line per row, in the rows' order."""
         inputs = self._features.read(rows)
-        if rows.num_rows == 0:
-            outputs = [np.asarray(output)[:0] for output in self._try(0.0)]
-        else:
-            size = self._fixed or batch_size
-            # A single row takes another path through some kernels and rounds otherwise, so it never goes alone.
-            least = self._fixed or (2 if self.steady else max(2, size))
-            outputs = run_in_batches(self._run, inputs.arrays, size, least)
+        outputs = run_inputs(self._run, inputs, batch_size, self._calls, lambda: self._try(0.0))
         return predictions(rows[ROW_ID], outputs, inputs.errors, self._reading)
 
     def close(self) -> None:
@@ -96,10 +97,10 @@ class OnnxEngine:
         self.close()
 
     def _run(self, arrays: list[Array]) -> list[Any]:
-        return list(self._session.run(None, dict(zip(self._names, arrays, strict=True))))
+        return list(self._session.run(self._outputs, dict(zip(self._names, arrays, strict=True))))
 
     def _try(self, fill: float) -> list[Any]:
-        sample = self._features.sample(fill, self._fixed or 2)
+        sample = self._features.sample(fill, self._calls.fixed or 2)
         try:
             return self._run(sample)
         except Exception as error:  # ONNX Runtime has a class per status code, none of them public

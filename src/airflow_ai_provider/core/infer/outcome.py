@@ -10,7 +10,7 @@ Metadata that the trainer may put beside the model: ``classes`` (names in the or
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -73,9 +73,21 @@ def settle_reading(run: Callable[[float], Sequence[Any]], metadata: Mapping[str,
         )
     kind = "classes" if width > 1 or is_binary else ("number" if scores >= 0 and label < 0 else "labels")
     said = metadata.get("scores")
-    is_logits = said == "logits" if said else not all(_add_up(t[scores], is_binary) for t in tries)
+    is_logits = False
+    if kind == "classes":
+        is_logits = said == "logits" if said else not all(_add_up(t[scores], is_binary) for t in tries)
     classes = _names_array(names) if names and kind == "classes" else None
-    return Reading(kind, scores, label, kind == "classes" and is_logits, is_binary, classes)
+    return Reading(kind, scores, label, is_logits, is_binary, classes)
+
+
+def narrow(reading: Reading) -> tuple[list[int], Reading]:
+    """Leave out what is not read: a model may return hidden states beside its scores.
+
+    :return: positions of the outputs that are read, and how those are read.
+    """
+    kept = [position for position in (reading.scores, reading.label) if position >= 0]
+    places = {position: place for place, position in enumerate(kept)} | {-1: -1}
+    return kept, replace(reading, scores=places[reading.scores], label=places[reading.label])
 
 
 def predictions(row_ids: pa.ChunkedArray, outputs: Sequence[Any], errors: dict[int, str], reading: Reading) -> pa.Table:

@@ -17,10 +17,11 @@ from torch.export.passes import move_to_device_pass
 
 from airflow_ai_provider.core.batch import ROW_ID, Pin
 from airflow_ai_provider.core.infer import archive
-from airflow_ai_provider.core.infer.batching import Array, run_in_batches, suggest_batch_size
+from airflow_ai_provider.core.infer.batching import Calls, run_inputs, suggest_batch_size, suggest_token_budget
 from airflow_ai_provider.core.infer.engine import settle_device, usable_cores
 from airflow_ai_provider.core.infer.features import features_of
-from airflow_ai_provider.core.infer.outcome import predictions, settle_reading
+from airflow_ai_provider.core.infer.inputs import Array
+from airflow_ai_provider.core.infer.outcome import narrow, predictions, settle_reading
 from airflow_ai_provider.errors import SignatureError
 
 
@@ -48,13 +49,18 @@ class TorchEngine:
         why = torch.cuda.get_device_name() if found == "cuda" else f"CUDA is{'' if has_cuda else ' not'} available"
         self.device = settle_device(device, found, why)
         torch.set_num_threads(usable_cores())
-        self._model, self._fixed = _open(path, self.device)
-        self._features = features_of(pin, [])
+        self._model, fixed = _open(path, self.device)
+        self._calls = Calls(fixed, self.steady)
+        self._features = features_of(pin, [], steps=4)
+        self.padding = self._features.padding
         self.row_bytes = self._features.row_bytes
-        self.batch_size = self._fixed or suggest_batch_size(self.row_bytes, self.device)
+        self.batch_size = (
+            suggest_token_budget(self.device) if self.padding else suggest_batch_size(self.row_bytes, self.device)
+        )
         # One call uses all cores; on a GPU a second one prepares its rows meanwhile.
         self.workers = 1 if self.device == "cpu" else 2
-        self._reading = settle_reading(self._try, pin.metadata)
+        self._kept: list[int] | None = None
+        self._kept, self._reading = narrow(settle_reading(self._try, pin.metadata))
 
     def needs(self, schema: pa.Schema) -> Sequence[str]:
         """Return the columns that predict reads, or raise SignatureError."""
@@ -63,11 +69,7 @@ class TorchEngine:
     def predict(self, rows: pa.Table, batch_size: int) -> pa.Table:
         """Return one line per row, in the rows' order."""
         inputs = self._features.read(rows)
-        if rows.num_rows == 0:
-            outputs = [output[:0] for output in self._try(0.0)]
-        else:
-            size = self._fixed or batch_size
-            outputs = run_in_batches(self._run, inputs.arrays, size, least=self._fixed or max(2, size))
+        outputs = run_inputs(self._run, inputs, batch_size, self._calls, lambda: self._try(0.0))
         return predictions(rows[ROW_ID], outputs, inputs.errors, self._reading)
 
     def close(self) -> None:
@@ -87,10 +89,11 @@ class TorchEngine:
         with torch.inference_mode():
             outputs = self._model(*(_to_tensor(array, self.device) for array in arrays))
             outputs = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
-            return [_to_numpy(output) for output in outputs if isinstance(output, torch.Tensor)]
+            tensors = [output for output in outputs if isinstance(output, torch.Tensor)]
+            return [_to_numpy(tensors[i]) for i in (range(len(tensors)) if self._kept is None else self._kept)]
 
     def _try(self, fill: float) -> list[Array]:
-        sample = self._features.sample(fill, self._fixed or 2)
+        sample = self._features.sample(fill, self._calls.fixed or 2)
         try:
             return self._run(sample)
         except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:

@@ -85,6 +85,7 @@ class RemoteEngine:
 
     device = "remote"
     steady = False
+    padding: dict[str, Any] | None = None
     workers = 2  # one prepares its rows while the other waits
 
     def __init__(self, pin: Pin, endpoint: RemoteEndpoint, wire: Wire, line: Line) -> None:

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from airflow_ai_provider.core.batch import Pin
-from airflow_ai_provider.core.infer.features import Column, Inputs
+from airflow_ai_provider.core.infer.column import Column
+from airflow_ai_provider.core.infer.inputs import Inputs
 from airflow_ai_provider.core.infer.remote.wire import COLUMN_TYPES, Array
 from airflow_ai_provider.errors import SignatureError
 
@@ -26,6 +27,8 @@ class Frame:
 
     :param pin: with a signature of columns.
     """
+
+    padding = None
 
     def __init__(self, pin: Pin) -> None:
         inputs = pin.signature["inputs"]

@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 
 from airflow_ai_provider.core.batch import Pin
-from airflow_ai_provider.core.infer.features import Features, InputSpec
+from airflow_ai_provider.core.infer.inputs import Features, InputSpec
 from airflow_ai_provider.core.infer.remote.endpoint import RemoteEndpoint
 from airflow_ai_provider.core.infer.remote.wire import (
     JSON_TYPE,

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from airflow_ai_provider.core.batch import Pin
-from airflow_ai_provider.core.infer.features import Features, InputSpec, features_of
+from airflow_ai_provider.core.infer.inputs import Features, InputSpec
 from airflow_ai_provider.core.infer.remote.endpoint import RemoteEndpoint
 from airflow_ai_provider.core.infer.remote.frame import Frame
 from airflow_ai_provider.core.infer.remote.wire import (
@@ -68,12 +68,17 @@ class MlflowWire:
 
     def features(self) -> Features:
         """Say how rows become arrays."""
-        return self._frame or features_of(self._pin, [])
+        if self._frame is None:
+            self.specs = declared_specs(self._pin, "instances")
+            return features_for(self._pin, self.specs)
+        return self._frame
 
     def encode(self, arrays: Sequence[Array]) -> Ask:
         """Write rows as a request."""
         if self._frame is None:
-            return Ask("/invocations", msgspec.json.encode({"instances": arrays[0].tolist()}), JSON_TYPE)
+            named = {spec.name: array.tolist() for spec, array in zip(self.specs, arrays, strict=True)}
+            asked = {"instances": arrays[0].tolist()} if len(named) == 1 else {"inputs": named}
+            return Ask("/invocations", msgspec.json.encode(asked), JSON_TYPE)
         # An optional column that the rows do not have is left out: not every type takes a null.
         columns = {name: values.tolist() for name, values in zip(self._frame.names, arrays, strict=True)}
         columns = {name: values for name, values in columns.items() if any(value is not None for value in values)}

@@ -17,8 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from airflow_ai_provider.core.batch import Pin
-from airflow_ai_provider.core.infer.features import Column, Features, InputSpec, SeparateColumns, features_of
-from airflow_ai_provider.errors import ConnectionConfigError, EngineUnavailableError, RowMismatchError
+from airflow_ai_provider.core.infer.column import Column, separate_columns
+from airflow_ai_provider.core.infer.features import features_of
+from airflow_ai_provider.core.infer.inputs import Features, InputSpec
+from airflow_ai_provider.errors import ConnectionConfigError, EngineUnavailableError, RowMismatchError, SignatureError
 
 Array = npt.NDArray[Any]
 JSON_TYPE = {"Content-Type": "application/json"}
@@ -214,8 +216,10 @@ def declared_specs(pin: Pin, name: str) -> list[InputSpec]:
     """Say what the server takes where it does not say so itself: as the signature declares, numbers as one matrix."""
     inputs = list(pin.signature["inputs"])
     if inputs[0].get("type") == "tensor":
-        tensor = inputs[0]["tensor-spec"]
-        return [InputSpec(name, np.dtype(tensor["dtype"]), tuple(int(size) for size in tensor["shape"]))]
+        names = [name] if len(inputs) == 1 else [str(tensor["name"]) for tensor in inputs]
+        tensors = [tensor["tensor-spec"] for tensor in inputs]
+        shapes = [tuple(int(size) for size in tensor["shape"]) for tensor in tensors]
+        return [InputSpec(n, np.dtype(t["dtype"]), s) for n, t, s in zip(names, tensors, shapes, strict=True)]
     kinds = {str(column.get("type")) for column in inputs}
     if kinds <= set(COLUMN_TYPES):
         dtype = np.float32 if kinds == {"float"} else np.float64
@@ -229,8 +233,15 @@ def features_for(pin: Pin, specs: Sequence[InputSpec]) -> Features:
     inputs = pin.signature["inputs"]
     if len(specs) == len(inputs) == 1 and specs[0].dtype.kind == "O" and inputs[0].get("type") != "tensor":
         column = Column(str(inputs[0]["name"]), str(inputs[0].get("type")), False)
-        return SeparateColumns([column], [InputSpec(column.name, specs[0].dtype, specs[0].shape)])
-    return features_of(pin, specs)
+        return separate_columns([column], [InputSpec(column.name, specs[0].dtype, (-1, 1))])
+    features = features_of(pin, specs)
+    if features.padding:
+        raise SignatureError(
+            f"model {pin.name} takes lists of any length, which are not sent to a server. Fill them up to one length "
+            "at ingest and log the model with that length in its signature, or predict on the worker.",
+            name=pin.name,
+        )
+    return features
 
 
 def fit(arrays: Sequence[Array], specs: Sequence[InputSpec]) -> list[Array]:
