@@ -15,6 +15,7 @@ _FACE = {
     "BatchInferenceOperator": "operators.infer",
     "CompensateOperator": "operators.act",
     "ConfidenceBranchOperator": "operators.decide",
+    "GatherPredictionsOperator": "operators.infer",
     "PinModelOperator": "operators.infer",
     "ReplayQuarantineOperator": "operators.ingest",
     "ReviewOperator": "operators.decide",
@@ -29,6 +30,8 @@ _FACE = {
     "load_pipelines": "dag_factory",
     "on_topic": "schedule",
     "errors": "errors",
+    "placement": "place",
+    "shards": "core.infer.shard",
 }
 
 __all__ = ["__version__", *_FACE]  # noqa: PLE0604 - the names are those of _FACE, each resolved by __getattr__
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     from airflow_ai_provider.core.decide.policy import Fallback as Fallback
     from airflow_ai_provider.core.decide.policy import Policy as Policy
     from airflow_ai_provider.core.infer.runner import Runner as Runner
+    from airflow_ai_provider.core.infer.shard import shards as shards
     from airflow_ai_provider.core.ingest.source import FileSource as FileSource
     from airflow_ai_provider.core.ingest.source import KafkaSource as KafkaSource
     from airflow_ai_provider.dag_factory import build_dag as build_dag
@@ -48,9 +52,11 @@ if TYPE_CHECKING:
     from airflow_ai_provider.operators.decide import ConfidenceBranchOperator as ConfidenceBranchOperator
     from airflow_ai_provider.operators.decide import ReviewOperator as ReviewOperator
     from airflow_ai_provider.operators.infer import BatchInferenceOperator as BatchInferenceOperator
+    from airflow_ai_provider.operators.infer import GatherPredictionsOperator as GatherPredictionsOperator
     from airflow_ai_provider.operators.infer import PinModelOperator as PinModelOperator
     from airflow_ai_provider.operators.ingest import ReplayQuarantineOperator as ReplayQuarantineOperator
     from airflow_ai_provider.operators.ingest import ValidatedIngestOperator as ValidatedIngestOperator
+    from airflow_ai_provider.place import placement as placement
     from airflow_ai_provider.schedule import on_topic as on_topic
 
 

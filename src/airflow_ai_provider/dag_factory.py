@@ -15,14 +15,15 @@ from typing import Any
 from airflow.sdk import DAG, BaseOperator, CronDataIntervalTimetable, Param, XComArg
 
 from airflow_ai_provider.core.ingest.source import KafkaSource
-from airflow_ai_provider.core.pipeline.plan import Plan, Ref, plan
+from airflow_ai_provider.core.pipeline.plan import Plan, Ref, TaskPlan, plan
 from airflow_ai_provider.core.pipeline.render import render
 from airflow_ai_provider.core.pipeline.spec import load_spec
 from airflow_ai_provider.errors import SpecError
 from airflow_ai_provider.operators.act import ApiActionOperator, CompensateOperator
 from airflow_ai_provider.operators.decide import ConfidenceBranchOperator, ReviewOperator
-from airflow_ai_provider.operators.infer import BatchInferenceOperator, PinModelOperator
+from airflow_ai_provider.operators.infer import BatchInferenceOperator, GatherPredictionsOperator, PinModelOperator
 from airflow_ai_provider.operators.ingest import ValidatedIngestOperator
+from airflow_ai_provider.place import placement
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ _OPERATORS: Mapping[str, type[BaseOperator]] = {
     "pin": PinModelOperator,
     "ingest": ValidatedIngestOperator,
     "infer": BatchInferenceOperator,
+    "gather": GatherPredictionsOperator,
     "decide": ConfidenceBranchOperator,
     "review": ReviewOperator,
     "act": ApiActionOperator,
@@ -79,12 +81,12 @@ def build_dag(plan: Plan) -> DAG:
         template_searchpath=[str(Path(plan.path).resolve().parent)] if plan.path else None,
         doc_md=f"{facts['description']}\n\n```text\n{render(plan)}\n```",
     )
-    tasks: dict[str, BaseOperator] = {}
+    tasks: dict[str, Any] = {}
     for task in plan.tasks:
         arguments = {name: _resolve(value, tasks) for name, value in task.arguments.items()}
         if task.verb != "undo":  # a teardown sets its own
             arguments["trigger_rule"] = task.trigger_rule
-        made = tasks[task.task_id] = _OPERATORS[task.verb](task_id=task.task_id, dag=dag, **arguments)
+        made = tasks[task.task_id] = _make(task, dag, arguments | placement(**task.placement))
         # References have set most dependencies already; setting one again costs a warning.
         made.set_upstream([tasks[name] for name in task.upstream if name not in made.upstream_task_ids])
     return dag
@@ -101,7 +103,14 @@ def _timetable(schedule: str | Mapping[str, Any] | None) -> Any:
     return CronDataIntervalTimetable(schedule, timezone="UTC")
 
 
-def _resolve(value: Any, tasks: Mapping[str, BaseOperator]) -> Any:
+def _make(task: TaskPlan, dag: DAG, arguments: Mapping[str, Any]) -> Any:
+    operator = _OPERATORS[task.verb]
+    if not task.expand:
+        return operator(task_id=task.task_id, dag=dag, **arguments)
+    return operator.partial(task_id=task.task_id, dag=dag, **arguments).expand(**task.expand)
+
+
+def _resolve(value: Any, tasks: Mapping[str, Any]) -> Any:
     """Replace references by the other tasks' outputs, at any depth."""
     if isinstance(value, Ref):
         return XComArg(tasks[value.task_id], value.route or "return_value")

@@ -6,6 +6,9 @@ a transient error or an unknown outcome uses the task's own retries and delay.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryRule
 
 _ERRORS = "airflow_ai_provider.errors"
@@ -25,3 +28,11 @@ RETRY_POLICY = ExceptionRetryPolicy(
         ),
     ]
 )
+
+
+def retried(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an operator's keyword arguments with the shared policy where no other is given.
+
+    A mapped task's operator is made with ``retry_policy=None`` when its author wrote nothing, so None is nothing too.
+    """
+    return {**arguments, "retry_policy": arguments.get("retry_policy") or RETRY_POLICY}

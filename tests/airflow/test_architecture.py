@@ -28,6 +28,8 @@ FLOORS: dict[str, tuple[int, str]] = {
     "retry": (2, "airflow"),
     "run": (2, "airflow"),
     "connection": (2, "airflow"),
+    "place": (2, "airflow"),
+    "pod": (2, "airflow"),
     "core.ingest": (3, "ingest"),
     "core.infer": (3, "infer"),
     "core.decide": (3, "decide"),
@@ -53,6 +55,7 @@ AIRFLOW_NAMES_OF = {
 }
 DOORS: dict[str, set[str]] = {
     "great_expectations": {"core.ingest.validate"},
+    "kubernetes": {"pod"},
     "mlflow": {"core.infer.pin"},
     "onnxruntime": {"core.infer.onnx"},
     "torch": {"core.infer.torch"},

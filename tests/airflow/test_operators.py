@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from airflow.sdk import DAG, RetryAction
+from airflow.sdk import DAG, ExceptionRetryPolicy, RetryAction
 from airflow.serialization.serialized_objects import DagSerialization
 
 import airflow_ai_provider as face
@@ -27,6 +27,10 @@ def dag() -> Any:
         source = face.KafkaSource("biopsies", key="biopsy_id")
         batch = face.ValidatedIngestOperator(task_id="ingest", source=source, expectations="biopsies.json")
         scored = face.BatchInferenceOperator(task_id="infer", batch=batch.output, model=pin.output)
+        mapped = face.BatchInferenceOperator.partial(task_id="shard", batch=batch.output, model=pin.output)
+        face.GatherPredictionsOperator(
+            task_id="gather", batch=batch.output, model=pin.output, shards=mapped.expand(shard=face.shards(3)).output
+        )
         policy = face.Policy(act=0.95, review=0.60, otherwise="hold")
         routes = face.ConfidenceBranchOperator(task_id="decide", predictions=scored.output, policy=policy)
         review = face.ReviewOperator(
@@ -42,13 +46,18 @@ def dag() -> Any:
     return made
 
 
+def unmapped(dag: Any) -> list[Any]:
+    return [task for task in dag.tasks if not task.is_mapped]
+
+
 def test_every_operator_is_in_the_dag(dag: Any) -> None:
-    assert {type(t) for t in dag.tasks} == set(OPERATORS)
+    assert {getattr(t, "operator_class", type(t)) for t in dag.tasks} == set(OPERATORS)
 
 
 def test_serialise_round_trip_keeps_every_template_field(dag: Any) -> None:
     again = DagSerialization.from_dict(DagSerialization.to_dict(dag))
-    for task in dag.tasks:
+    assert again.get_task("shard").is_mapped
+    for task in unmapped(dag):
         twin = again.get_task(task.task_id)
         assert twin.trigger_rule == task.trigger_rule
         assert twin.is_teardown == task.is_teardown
@@ -58,7 +67,7 @@ def test_serialise_round_trip_keeps_every_template_field(dag: Any) -> None:
 
 
 def test_init_only_assigns_what_the_author_gave(dag: Any) -> None:
-    for task in dag.tasks:
+    for task in unmapped(dag):
         for name, parameter in inspect.signature(type(task).__init__).parameters.items():
             if name not in ("self", "kwargs") and parameter.kind is inspect.Parameter.KEYWORD_ONLY:
                 assert hasattr(task, name), f"{type(task).__name__} does not keep {name}"
@@ -97,8 +106,15 @@ def test_the_error_says_whether_to_retry(error: Exception, action: RetryAction) 
 
 
 def test_every_operator_carries_the_policy_and_the_author_can_replace_it(dag: Any) -> None:
-    assert all(t.retry_policy is RETRY_POLICY for t in dag.tasks)
-    assert face.PinModelOperator(task_id="p", model="m/1", retry_policy=None).retry_policy is None
+    assert all(t.retry_policy is RETRY_POLICY for t in unmapped(dag))
+    own = ExceptionRetryPolicy(rules=[])
+    assert face.PinModelOperator(task_id="p", model="m/1", retry_policy=own).retry_policy is own
+
+
+def test_a_mapped_task_carries_it_too(dag: Any) -> None:
+    """Airflow makes the operator of one mapped task with every argument that the author left out as None."""
+    task = dag.get_task("shard").unmap({"shard": "2/3"})
+    assert (task.shard, task.retry_policy) == ("2/3", RETRY_POLICY)
 
 
 def test_a_task_is_followed_when_one_of_its_routes_has_rows(dag: Any) -> None:

@@ -21,6 +21,7 @@ PAGE_OF = {
     "ValidatedIngestOperator": "ingest",
     "PinModelOperator": "pin",
     "BatchInferenceOperator": "infer",
+    "GatherPredictionsOperator": "scale",
     "ConfidenceBranchOperator": "decide",
     "ReviewOperator": "review",
     "ApiActionOperator": "act",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 
 from airflow_ai_provider.errors import SagaFailedError
-from airflow_ai_provider.retry import RETRY_POLICY
+from airflow_ai_provider.retry import retried
 from airflow_ai_provider.run import find_file, run_of
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class ApiActionOperator(BaseOperator):
         **kwargs: Any,
     ) -> None:
         # Runs after a branch: a route without rows is skipped, the others still act.
-        super().__init__(**{"retry_policy": RETRY_POLICY, "trigger_rule": "none_failed_min_one_success", **kwargs})
+        super().__init__(**{"trigger_rule": "none_failed_min_one_success", **retried(kwargs)})
         self.rows = rows
         self.endpoint = endpoint
         self.json = json
@@ -135,7 +135,7 @@ class CompensateOperator(BaseOperator):
         ledger_conn_id: str = "ai_ledger_default",
         **kwargs: Any,
     ) -> None:
-        super().__init__(**{"retry_policy": RETRY_POLICY, **kwargs})
+        super().__init__(**retried(kwargs))
         self.as_teardown(on_failure_fail_dagrun=True)
         self.actions = actions
         self.scope = scope

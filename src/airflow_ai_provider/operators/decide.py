@@ -10,7 +10,7 @@ from airflow.sdk import BaseOperator, BranchMixIn, Param, XComArg
 from airflow.sdk.definitions.param import ParamsDict
 from airflow.sdk.timezone import utcnow
 
-from airflow_ai_provider.retry import RETRY_POLICY
+from airflow_ai_provider.retry import retried
 from airflow_ai_provider.run import run_of
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class ConfidenceBranchOperator(BaseOperator, BranchMixIn):
         ledger_conn_id: str = "ai_ledger_default",
         **kwargs: Any,
     ) -> None:
-        super().__init__(**{"retry_policy": RETRY_POLICY, **kwargs})
+        super().__init__(**retried(kwargs))
         self.predictions = predictions
         self.policy = policy
         self.store_conn_id = store_conn_id
@@ -126,9 +126,8 @@ class ReviewOperator(HITLOperator):
                 "subject": "Review of {{ dag.dag_id }}, run {{ run_id }}",
                 "options": [APPLY, HOLD_ALL],
                 "defaults": [HOLD_ALL] if on_timeout == "hold" else None,
-                "retry_policy": RETRY_POLICY,
                 "trigger_rule": "none_failed",
-                **kwargs,
+                **retried(kwargs),
             }
         )
         self.rows = rows

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
-from airflow_ai_provider.retry import RETRY_POLICY
+from airflow_ai_provider.errors import SpecError
+from airflow_ai_provider.retry import retried
 from airflow_ai_provider.run import run_of
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ class PinModelOperator(BaseOperator):
         ledger_conn_id: str = "ai_ledger_default",
         **kwargs: Any,
     ) -> None:
-        super().__init__(**{"retry_policy": RETRY_POLICY, **kwargs})
+        super().__init__(**retried(kwargs))
         self.model = model
         self.mlflow_conn_id = mlflow_conn_id
         self.ledger_conn_id = ledger_conn_id
@@ -73,14 +75,16 @@ class BatchInferenceOperator(BaseOperator):
         anything else. Templated.
     :param runner: how it is predicted: a ``Runner``, or the same as a mapping; None takes its defaults. Templated.
     :param max_failed: share or count of rows that may fail; more fail the task. None sets no limit. Templated.
+    :param shard: ``2/4`` predicts the second quarter of the batch's parts only and lands nothing: map the task over
+        ``shards(4)`` and land with :class:`GatherPredictionsOperator`. None predicts all. Templated.
     :param mlflow_conn_id: connection of the MLflow registry, for a worker that has not the model's files yet.
     :param store_conn_id: connection of the store.
-    :return: reference of the predictions (XCom).
+    :return: reference of the predictions (XCom); with ``shard``, the shard's report.
     :raises ModelPinError: bytes differ from the pin, or the server serves another version; a retry does not help.
     :raises DeviceError: the required device is not what the engine runs on; a retry does not help.
     """
 
-    template_fields: Sequence[str] = ("batch", "model", "device", "runner", "max_failed")
+    template_fields: Sequence[str] = ("batch", "model", "device", "runner", "max_failed", "shard")
     ui_color = "#e4dcff"
 
     def __init__(
@@ -91,16 +95,18 @@ class BatchInferenceOperator(BaseOperator):
         device: str = "auto",
         runner: Runner | Mapping[str, Any] | None = None,
         max_failed: float | str | None = None,
+        shard: str | None = None,
         mlflow_conn_id: str = "mlflow_default",
         store_conn_id: str = "ai_store_default",
         **kwargs: Any,
     ) -> None:
-        super().__init__(**{"retry_policy": RETRY_POLICY, **kwargs})
+        super().__init__(**retried(kwargs))
         self.batch = batch
         self.model = model
         self.device = device
         self.runner = runner
         self.max_failed = max_failed
+        self.shard = shard
         self.mlflow_conn_id = mlflow_conn_id
         self.store_conn_id = store_conn_id
 
@@ -108,21 +114,21 @@ class BatchInferenceOperator(BaseOperator):
         """Check the pin, open the engine, predict."""
         from airflow_ai_provider.core.batch import BatchRef, Pin, share_or_count
         from airflow_ai_provider.core.infer.flow import infer
+        from airflow_ai_provider.core.infer.gather import predict_shard
         from airflow_ai_provider.core.infer.runner import Runner
+        from airflow_ai_provider.core.infer.shard import Shard
         from airflow_ai_provider.hooks.store import StoreHook
 
-        pin = Pin.from_dict(self.model)
+        batch, pin = BatchRef.from_dict(self.batch), Pin.from_dict(self.model)
         runner = self.runner if isinstance(self.runner, Runner) else Runner.from_dict(self.runner or {})
+        store, limit = StoreHook(self.store_conn_id).get_store(), share_or_count(self.max_failed)
+        asked: Any = {"pipeline": run_of(context).pipeline, "batch_size": runner.batch_size}
+        if self.shard:
+            _demand_no_limit(limit)
+            opened = partial(self._open, pin, runner)
+            return predict_shard(batch, pin, store, opened, Shard.parse(self.shard), **asked).to_dict()
         with self._open(pin, runner) as engine:
-            return infer(
-                BatchRef.from_dict(self.batch),
-                pin,
-                StoreHook(self.store_conn_id).get_store(),
-                engine,
-                pipeline=run_of(context).pipeline,
-                batch_size=runner.batch_size,
-                max_failed=share_or_count(self.max_failed),
-            ).to_dict()
+            return infer(batch, pin, store, engine, max_failed=limit, **asked).to_dict()
 
     def _open(self, pin: Pin, runner: Runner) -> Engine:
         """Open the model on this worker, or meet the server that has it."""
@@ -136,6 +142,68 @@ class BatchInferenceOperator(BaseOperator):
 
         folder = fetch(pin, cache_dir(), MlflowRegistryHook(self.mlflow_conn_id).tracking_uri)
         return open_engine(pin, folder, self.device)
+
+
+class GatherPredictionsOperator(BaseOperator):
+    """Land what mapped :class:`BatchInferenceOperator` tasks predicted, as the one batch that one task would have made.
+
+    Every stored part is proved against its mark first; no model is loaded, so any worker can do it. A retry or clear
+    lands the same bytes.
+
+    :param batch: reference of the batch that the shards read (the ingest task's output). Templated.
+    :param model: the pin that they used (the pin task's output). Templated.
+    :param shards: their outputs (``scored.output`` of the mapped task). Templated.
+    :param max_failed: share or count of rows of the whole batch that may fail. None sets no limit. Templated.
+    :param store_conn_id: connection of the store.
+    :return: reference of the predictions (XCom).
+    :raises SpecError: a shard is missing or of another batch; a retry does not help.
+    :raises DeviceError: the shards ran on unlike devices; a retry does not help.
+    :raises CorruptBatchError: a part is not as its shard left it: clear the shards; a retry does not help.
+    """
+
+    template_fields: Sequence[str] = ("batch", "model", "shards", "max_failed")
+    ui_color = "#e4dcff"
+
+    def __init__(
+        self,
+        *,
+        batch: Any,
+        model: Any,
+        shards: Any,
+        max_failed: float | str | None = None,
+        store_conn_id: str = "ai_store_default",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**retried(kwargs))
+        self.batch = batch
+        self.model = model
+        self.shards = shards
+        self.max_failed = max_failed
+        self.store_conn_id = store_conn_id
+
+    def execute(self, context: Any) -> dict[str, Any]:
+        """Prove the parts, land the batch."""
+        from airflow_ai_provider.core.batch import BatchRef, Pin, share_or_count
+        from airflow_ai_provider.core.infer.gather import ShardReport, gather
+        from airflow_ai_provider.hooks.store import StoreHook
+
+        return gather(
+            BatchRef.from_dict(self.batch),
+            Pin.from_dict(self.model),
+            StoreHook(self.store_conn_id).get_store(),
+            [ShardReport.from_dict(report) for report in self.shards],
+            pipeline=run_of(context).pipeline,
+            max_failed=share_or_count(self.max_failed),
+        ).to_dict()
+
+
+def _demand_no_limit(limit: float | int | None) -> None:
+    if limit is not None:
+        raise SpecError(
+            f"max_failed={limit} was given to a shard, which knows only its own rows. Give it to "
+            "GatherPredictionsOperator, which judges the whole batch.",
+            faults=[("max_failed", "a shard knows only its own rows")],
+        )
 
 
 def cache_dir() -> str:

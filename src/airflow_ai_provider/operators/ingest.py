@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 
 from airflow_ai_provider.errors import SpecError
-from airflow_ai_provider.retry import RETRY_POLICY
+from airflow_ai_provider.retry import retried
 from airflow_ai_provider.run import find_file, homes_of, run_of
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class ValidatedIngestOperator(BaseOperator):
         ledger_conn_id: str = "ai_ledger_default",
         **kwargs: Any,
     ) -> None:
-        super().__init__(**{"retry_policy": RETRY_POLICY, **kwargs})
+        super().__init__(**retried(kwargs))
         self.source = source
         self.expectations = expectations
         self.max_rejected = max_rejected
@@ -115,7 +115,7 @@ class ReplayQuarantineOperator(BaseOperator):
         ledger_conn_id: str = "ai_ledger_default",
         **kwargs: Any,
     ) -> None:
-        super().__init__(**{"retry_policy": RETRY_POLICY, **kwargs})
+        super().__init__(**retried(kwargs))
         self.batch = batch
         self.corrections = corrections
         self.expectations = expectations

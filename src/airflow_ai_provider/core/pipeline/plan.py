@@ -6,12 +6,13 @@ object; every upstream is a task of the plan, and the order of tasks is one in w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
 from airflow_ai_provider.core.infer.runner import FIELDS as RUNNER_FIELDS
+from airflow_ai_provider.core.infer.shard import shards
 from airflow_ai_provider.core.pipeline.section import Ingest, Sections, Step, WakeUp
 from airflow_ai_provider.core.pipeline.spec import Spec
 
@@ -56,11 +57,13 @@ class TaskPlan:
     """One task.
 
     :param task_id: its id.
-    :param verb: ``pin``, ``ingest``, ``infer``, ``decide``, ``review``, ``act`` or ``undo``: which operator.
+    :param verb: which operator: ``pin``, ``ingest``, ``infer``, ``gather``, ``decide``, ``review``, ``act``, ``undo``.
     :param arguments: the operator's own parameters: plain values, templates and :class:`Ref`.
     :param upstream: ids of the tasks before it, with those that its references imply.
     :param trigger_rule: when it runs, given what became of those.
     :param branches: for ``decide``: route → the tasks that take its rows.
+    :param expand: the argument that the task is mapped over, with its values; empty for a task that is not mapped.
+    :param placement: where it runs: ``gpu``, ``pool``, ``queue``.
     """
 
     task_id: str
@@ -69,6 +72,13 @@ class TaskPlan:
     upstream: tuple[str, ...] = ()
     trigger_rule: str = "all_success"
     branches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    expand: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    placement: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON, without what few tasks have."""
+        rare = ("expand", "placement")
+        return {name: _plain(value) for name, value in vars(self).items() if value or name not in rare}
 
 
 @dataclass(frozen=True)
@@ -102,7 +112,7 @@ class Plan:
             "dag_id": self.dag_id,
             "facts": _plain(self.facts),
             "params": {name: _plain(vars(param)) for name, param in self.params.items()},
-            "tasks": [_plain(vars(task)) for task in self.tasks],
+            "tasks": [task.to_dict() for task in self.tasks],
         }
 
 
@@ -112,7 +122,7 @@ def plan(spec: Spec) -> Plan:
     :param spec: a spec.
     :return: pin, ingest → infer → decide → review (when asked for) → the steps in order → undo (when a step has one).
     """
-    tasks = [_pin(), _ingest(spec.sections.ingest), _infer(spec), _decide(spec)]
+    tasks = [_pin(), _ingest(spec.sections.ingest), *_infer(spec), _decide(spec)]
     if spec.sections.review:
         tasks.append(_review(spec))
     tasks += _steps(spec)
@@ -174,16 +184,29 @@ def _ingest(section: Ingest) -> TaskPlan:
     return TaskPlan("ingest", "ingest", _given(arguments))
 
 
-def _infer(spec: Spec) -> TaskPlan:
+def _infer(spec: Spec) -> Iterator[TaskPlan]:
     infer = spec.sections.infer
-    arguments = {
+    arguments: dict[str, Any] = {
         "batch": Ref("ingest"),
         "model": Ref("pin"),
         "device": infer.device,
         "runner": _given({name: getattr(infer, name) for name in RUNNER_FIELDS}) or None,
+    }
+    placement = _given({name: getattr(infer, name) for name in ("gpu", "pool", "queue")})
+    before = ("pin", "ingest")
+    if infer.shards is None:
+        arguments |= {"max_failed": infer.max_failed}
+        yield TaskPlan("infer", "infer", _given(arguments), before, placement=placement)
+        return
+    expand = {"shard": shards(infer.shards)}
+    yield TaskPlan("infer_shard", "infer", _given(arguments), before, expand=expand, placement=placement)
+    whole = {
+        "batch": Ref("ingest"),
+        "model": Ref("pin"),
+        "shards": Ref("infer_shard"),
         "max_failed": infer.max_failed,
     }
-    return TaskPlan("infer", "infer", _given(arguments), ("pin", "ingest"))
+    yield TaskPlan("infer", "gather", _given(whole), (*before, "infer_shard"))
 
 
 def _decide(spec: Spec) -> TaskPlan:

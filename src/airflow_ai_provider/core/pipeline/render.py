@@ -58,7 +58,8 @@ def _flow(plan: Plan) -> Iterator[str]:
     if otherwise != "review":
         branches[otherwise] = decide.branches[otherwise]
     lines = [_branch(route, takers) for route, takers in branches.items()]
-    stem = "ingest ─┴▶ infer ─▶ decide ─"
+    mapped = next((f"infer_shard ×{len(t.expand['shard'])} ─▶ " for t in plan.tasks if t.expand), "")
+    stem = f"ingest ─┴▶ {mapped}infer ─▶ decide ─"
     yield "pin ────┐"
     yield f"{stem}┬─ {lines[0]}"
     yield from (f"{' ' * len(stem)}├─ {line}" for line in lines[1:-1])
@@ -76,7 +77,8 @@ def _task(task: TaskPlan, width: int, params: dict[str, Param]) -> Iterator[str]
     after = f"after {', '.join(task.upstream)}" if task.upstream else "at once"
     rule = "" if task.trigger_rule == "all_success" else f"  [{task.trigger_rule}]"
     yield f"  {task.task_id:<{width}}  {task.verb:<7} {after}{rule}"
-    for name, value in task.arguments.items():
+    mapped = {f"{name} of": f"{values[0]} … {values[-1]}" for name, values in task.expand.items()}
+    for name, value in {**task.arguments, **mapped, **task.placement}.items():
         text = _value(value)
         for template, param in params.items():
             text = text.replace(template, f"{_value(param.default)} *")

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Strict, Tag
 
 from airflow_ai_provider.core.batch import share_or_count
+from airflow_ai_provider.core.infer.shard import MOST
 from airflow_ai_provider.errors import SpecError
 
 METHODS = ("post", "put", "patch", "delete")
@@ -136,6 +137,10 @@ class Infer(Section):
     batch_size: Annotated[int, Field(ge=1)] | None = None
     max_failed: Limit | None = None
     endpoint: Text | None = None
+    shards: Annotated[int, Field(ge=1, le=MOST)] | None = None
+    gpu: Annotated[int, Field(ge=1)] | None = None
+    pool: Text | None = None
+    queue: Text | None = None
 
 
 class FallbackRule(Section):

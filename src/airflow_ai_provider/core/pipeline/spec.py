@@ -32,7 +32,7 @@ from airflow_ai_provider.core.pipeline.section import (
 from airflow_ai_provider.errors import SpecError
 
 T = TypeVar("T", bound=Section)
-TASKS = ("pin", "ingest", "infer", "decide", "review", "undo")
+TASKS = ("pin", "ingest", "infer_shard", "infer", "decide", "review", "undo")
 _FORMATS = {"kafka": ("json", "avro", "protobuf"), "files": ("auto", "jsonl", "csv", "parquet", "image")}
 
 
@@ -187,8 +187,13 @@ def _ingest_faults(raw: Any) -> Iterator[Fault]:
 
 def _infer_faults(raw: Any) -> Iterator[Fault]:
     infer = _sound(Infer, raw, {"model": "m/1"})
-    if infer is not None and infer.endpoint is not None and infer.device == "require_cuda":
+    if infer is None:
+        return
+    if infer.endpoint is not None and infer.device == "require_cuda":
         yield ("infer", "device"), "is require_cuda, which a model server does not prove. Leave device or endpoint out"
+    if infer.gpu is not None and (infer.endpoint is not None or infer.device == "cpu"):
+        why = "device is cpu" if infer.endpoint is None else "the model server at endpoint predicts"
+        yield ("infer", "gpu"), f"would reserve a GPU for nothing: {why}. Leave one of them out"
 
 
 def _policy(decide: Decide) -> Policy:
