@@ -43,6 +43,11 @@ class Run:
         """True when nothing may be done to the outside: a dry run, or a backfill that was not asked to act."""
         return bool(self.params.get("dry_run")) or (self.is_backfill and not self.params.get("act_in_backfill"))
 
+    @property
+    def replay(self) -> str:
+        """Id of the prepared replay that this run lands instead of reading its source; empty in other runs."""
+        return str(self.params.get("replay") or "")
+
 
 def run_of(context: Mapping[str, Any]) -> Run:
     """Read the run from a task's context.

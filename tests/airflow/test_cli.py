@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from airflow_ai_provider.cli import get_cli_commands
-from airflow_ai_provider.core.ledger_sql import open_ledger
+from airflow_ai_provider.core.ledger import Ledger
 from airflow_ai_provider.core.store import Store
 from tests.core.pipeline.story_world import PIPELINE, RUN, make_world, row_id
 
@@ -20,39 +20,14 @@ EXAMPLES = GOLDEN.parents[1] / "dags" / "pipelines"
 
 
 @pytest.fixture
-def ai(capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs one command and gives exit status, stdout, stderr."""
-    from airflow.cli.cli_parser import get_parser
-
-    def run(*words: str) -> tuple[int, str, str]:
-        args = get_parser().parse_args(["ai", *words])
-        try:
-            args.func(args)
-            status = 0
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        out = capsys.readouterr()
-        return status, out.out, out.err
-
-    return run
-
-
-@pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def world(stored: tuple[Store, Ledger]) -> dict[str, Any]:
     """A finished run behind the default connections."""
-    ledger_url = f"sqlite:///{tmp_path}/ledger.db"
-    monkeypatch.setenv("AIRFLOW_CONN_AI_STORE_DEFAULT", json.dumps(_conn("ai_store", uri=f"{tmp_path}/store")))
-    monkeypatch.setenv("AIRFLOW_CONN_AI_LEDGER_DEFAULT", json.dumps(_conn("ai_ledger", url=ledger_url)))
-    return make_world(Store(f"{tmp_path}/store"), open_ledger(ledger_url))
-
-
-def _conn(kind: str, **extra: str) -> dict[str, Any]:
-    return {"conn_type": kind, "extra": extra}
+    return make_world(*stored)
 
 
 def test_airflow_finds_the_commands_by_itself() -> None:
     done = subprocess.run([sys.executable, "-m", "airflow", "ai", "--help"], capture_output=True, text=True, check=True)
-    assert all(name in done.stdout for name in ("lint", "plan", "explain", "quarantine"))
+    assert all(name in done.stdout for name in ("lint", "plan", "explain", "quarantine", "claims"))
 
 
 def test_listing_the_commands_loads_nothing_of_ours() -> None:
@@ -62,16 +37,17 @@ def test_listing_the_commands_loads_nothing_of_ours() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = done.stdout.strip().splitlines()[-1]
-    assert "airflow_ai_provider.cli" in loaded
+    assert "airflow_ai_provider.cli.quarantine" in loaded
     assert not any(part in loaded for part in (".core", ".hooks", ".operators", ".dag_factory"))
 
 
 def test_every_command_says_what_it_is_for() -> None:
     (group,) = get_cli_commands()
-    for command in group.subcommands:
+    commands = [inner for command in group.subcommands for inner in getattr(command, "subcommands", [command])]
+    for command in [*commands, *group.subcommands]:
         assert command.help
         assert command.description
-        assert all(arg.kwargs.get("help") for arg in command.args)
+        assert all(arg.kwargs.get("help") for arg in getattr(command, "args", ()))
 
 
 def test_lint_lists_all_faults_of_all_files(ai: Any) -> None:
@@ -151,24 +127,3 @@ def test_explain_says_when_there_is_nothing(ai: Any, world: dict[str, Any]) -> N
     assert (status, out) == (1, "")
     assert "B-99 was not found" in err
     assert ai("explain", "--pipeline", PIPELINE)[0] == 1
-
-
-def test_quarantine_counts_by_reason_and_shows_rows(ai: Any, world: dict[str, Any]) -> None:
-    status, out, _ = ai("quarantine", world["batch"].uri)
-    assert status == 0
-    assert "quarantined 1" in out
-    assert "1  broken_json" in out
-    assert f"{row_id(4)}  decode: broken_json: invalid UTF-8" in out
-    assert "\x1b" not in out
-    assert "\\x1b[2J" in out
-    assert ai("quarantine", world["batch"].batch_id, "--pipeline", PIPELINE)[1] == out
-    assert row_id(4) not in ai("quarantine", world["batch"].uri, "--reason", "not_unique")[1]
-    row = json.loads(ai("quarantine", world["batch"].uri, "--json")[1])
-    assert set(row["_payload"]) == {"base64"}
-
-
-def test_quarantine_names_what_is_not_there(ai: Any, world: dict[str, Any]) -> None:
-    status, _, err = ai("quarantine", "absent", "--pipeline", PIPELINE)
-    assert (status, "there is no batch 'absent'" in err) == (1, True)
-    status, _, err = ai("quarantine", "absent")
-    assert (status, "--pipeline" in err) == (1, True)

@@ -38,6 +38,8 @@ class Claim:
     :param state: ``claimed`` (being ingested) or ``landed`` (its batch is durable).
     :param ref: the landed batch; None while only claimed.
     :param run_id: the run that owns it, which need not be the run that asked.
+    :param claimed_at: when it was claimed, UTC.
+    :param updated_at: when it landed; until then, when it was claimed.
     """
 
     pipeline: str
@@ -46,6 +48,8 @@ class Claim:
     state: str
     ref: BatchRef | None
     run_id: str
+    claimed_at: datetime | None = field(default=None, compare=False)
+    updated_at: datetime | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,9 @@ class Ledger(Protocol):
 
     def claim_of(self, pipeline: str, run_key: str) -> Claim | None:
         """Return what this ``run_key`` holds."""
+
+    def claims(self, pipeline: str | None = None, state: str | None = None) -> list[Claim]:
+        """Return claims, oldest first; None means any pipeline, any state."""
 
     def landed(self, pipeline: str, run_key: str, ref: BatchRef) -> None:
         """Mark a claim's batch as durable; again with the same batch does nothing.

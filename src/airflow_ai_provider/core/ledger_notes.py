@@ -138,7 +138,8 @@ def read_claim(row: Mapping[Any, Any]) -> Claim:
     """Read a claim's row."""
     ref = BatchRef.from_dict(json.loads(row["ref"])) if row["ref"] else None
     span = Span.from_dict(json.loads(row["span"]))
-    return Claim(row["pipeline"], row["run_key"], span, row["state"], ref, row["run_id"])
+    times = [datetime.fromisoformat(row[name]) for name in ("claimed_at", "updated_at")]
+    return Claim(row["pipeline"], row["run_key"], span, row["state"], ref, row["run_id"], *times)
 
 
 def entry_rows(intents: Sequence[Intent], at: datetime, state: str) -> list[tuple[Any, ...]]:

@@ -115,6 +115,12 @@ class SqlLedger(NoteKeeper):
     def claim_of(self, pipeline: str, run_key: str) -> Claim | None:
         return self._read(lambda connection: _find_claim(connection, pipeline, run_key))
 
+    def claims(self, pipeline: str | None = None, state: str | None = None) -> list[Claim]:
+        query = sa.select(_CLAIM).order_by(_CLAIM.c.id)
+        for column, value in ((_CLAIM.c.pipeline, pipeline), (_CLAIM.c.state, state)):
+            query = query if value is None else query.where(column == value)
+        return [lines.read_claim(row._mapping) for row in self._select(query)]
+
     def landed(self, pipeline: str, run_key: str, ref: BatchRef) -> None:
         def land(connection: sa.Connection) -> None:
             self._lock(connection, f"claim {pipeline}")

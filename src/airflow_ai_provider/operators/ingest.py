@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -16,9 +17,15 @@ from airflow_ai_provider.run import find_file, homes_of, run_of
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from airflow_ai_provider.core.batch import BatchRef
     from airflow_ai_provider.core.ingest.contract import Source, Validator
+    from airflow_ai_provider.core.ingest.replay import Fix
     from airflow_ai_provider.core.ingest.source import FileSource, KafkaSource
+    from airflow_ai_provider.core.ledger import Ledger
+    from airflow_ai_provider.core.store import Store
     from airflow_ai_provider.run import Run
+
+log = logging.getLogger(__name__)
 
 
 class ValidatedIngestOperator(BaseOperator):
@@ -26,7 +33,8 @@ class ValidatedIngestOperator(BaseOperator):
 
     Takes what came since the last batch (in a backfill run: what arrived in the run's data interval), checks it with
     a Great Expectations suite and stores accepted and quarantined rows. A retry or clear reads the same rows again
-    and returns the same batch; two runs never take the same rows.
+    and returns the same batch; two runs never take the same rows. A run with the conf ``{"replay": "<id>"}`` lands the
+    mended rows of that replay instead (``airflow ai quarantine replay`` makes such runs).
 
     :param source: where rows come from: ``KafkaSource`` or ``FileSource``.
     :param expectations: the suite's JSON file, looked for beside the DAG file and in ``include/expectations``; None
@@ -65,12 +73,25 @@ class ValidatedIngestOperator(BaseOperator):
 
     def execute(self, context: Any) -> dict[str, Any]:
         """Land the batch."""
-        from airflow_ai_provider.core.batch import share_or_count
-        from airflow_ai_provider.core.ingest.flow import IngestRun, ingest
+        from airflow_ai_provider.core.ingest.replay import land_replay
         from airflow_ai_provider.hooks.ledger import LedgerHook
         from airflow_ai_provider.hooks.store import StoreHook
 
-        run, source = run_of(context), _source_value(self.source, self.dag)
+        run, validator = run_of(context), _open_validator(self.expectations, self.dag)
+        store = StoreHook(self.store_conn_id).get_store()
+        ledger = LedgerHook(self.ledger_conn_id).get_ledger()
+        if run.replay:
+            ref = land_replay(store, ledger, validator, run.replay, pipeline=run.pipeline, run_id=run.run_id)
+        else:
+            ref = self._ingest(run, validator, store, ledger)
+        _tell_quarantine(run, store, ledger)
+        return ref.to_dict()
+
+    def _ingest(self, run: Run, validator: Validator, store: Store, ledger: Ledger) -> BatchRef:
+        from airflow_ai_provider.core.batch import share_or_count
+        from airflow_ai_provider.core.ingest.flow import IngestRun, ingest
+
+        source = _source_value(self.source, self.dag)
         asked = IngestRun(
             pipeline=run.pipeline,
             run_id=run.run_id,
@@ -79,22 +100,22 @@ class ValidatedIngestOperator(BaseOperator):
             row_limit=int(self.row_limit or 0) or None,
             max_rejected=share_or_count(self.max_rejected),
         )
-        validator = _open_validator(self.expectations, self.dag)
-        store = StoreHook(self.store_conn_id).get_store()
-        ledger = LedgerHook(self.ledger_conn_id).get_ledger()
         with closing(_open_reader(source, tuple(validator.schema))) as reader:
-            return ingest(reader, validator, store, ledger, asked).to_dict()
+            return ingest(reader, validator, store, ledger, asked)
 
 
 class ReplayQuarantineOperator(BaseOperator):
     """Land corrected quarantined rows as a batch of their own, under the same row ids.
 
-    Reads a batch's quarantine, applies the corrections, checks the rows again with the suite and lands those that pass;
-    the rest stays in quarantine. Running it again with the same corrections returns the same batch.
+    Reads a batch's quarantine, applies corrections and fix, checks the rows again with the suite and lands those that
+    pass; the rest stays in quarantine. Running it again with the same corrections returns the same batch.
 
     :param batch: reference of the batch (the ingest task's output). Templated.
-    :param corrections: a JSON file (or a mapping) of row id to the corrected row, complete or only the changed
-        fields; looked for beside the DAG file and in ``include/corrections``. Templated.
+    :param corrections: a file, as ``airflow ai quarantine export`` writes it and a person edits it, or a JSON object
+        (or a mapping) of row id to changed fields; looked for beside the DAG file and in ``include/corrections``.
+        Templated.
+    :param fix: a function that takes a row's fields (none when its payload is no object) and returns them mended, or
+        None to leave the row in quarantine; it must give the same for the same row.
     :param expectations: the suite, as for :class:`ValidatedIngestOperator`. Templated.
     :param store_conn_id: connection of the store.
     :param ledger_conn_id: connection of the ledger.
@@ -109,7 +130,8 @@ class ReplayQuarantineOperator(BaseOperator):
         self,
         *,
         batch: Any,
-        corrections: str | Mapping[str, Any],
+        corrections: str | Mapping[str, Any] | None = None,
+        fix: Fix | None = None,
         expectations: str | None = None,
         store_conn_id: str = "ai_store_default",
         ledger_conn_id: str = "ai_ledger_default",
@@ -118,6 +140,7 @@ class ReplayQuarantineOperator(BaseOperator):
         super().__init__(**retried(kwargs))
         self.batch = batch
         self.corrections = corrections
+        self.fix = fix
         self.expectations = expectations
         self.store_conn_id = store_conn_id
         self.ledger_conn_id = ledger_conn_id
@@ -125,21 +148,38 @@ class ReplayQuarantineOperator(BaseOperator):
     def execute(self, context: Any) -> dict[str, Any]:
         """Land the corrected rows."""
         from airflow_ai_provider.core.batch import BatchRef
-        from airflow_ai_provider.core.ingest.replay import read_corrections, replay_quarantine
+        from airflow_ai_provider.core.ingest.correction import read_corrections
+        from airflow_ai_provider.core.ingest.replay import replay_quarantine
         from airflow_ai_provider.hooks.ledger import LedgerHook
         from airflow_ai_provider.hooks.store import StoreHook
 
-        corrections = self.corrections
-        if isinstance(corrections, str):
-            corrections = read_corrections(find_file(self.dag, corrections, "corrections"))
+        run, given = run_of(context), self.corrections
         return replay_quarantine(
             StoreHook(self.store_conn_id).get_store(),
             LedgerHook(self.ledger_conn_id).get_ledger(),
             _open_validator(self.expectations, self.dag),
             BatchRef.from_dict(self.batch),
-            corrections=corrections,
-            pipeline=run_of(context).pipeline,
+            self.fix,
+            corrections=read_corrections(find_file(self.dag, given, "corrections"))
+            if isinstance(given, str)
+            else given,
+            pipeline=run.pipeline,
+            run_id=run.run_id,
         ).to_dict()
+
+
+def _tell_quarantine(run: Run, store: Store, ledger: Ledger) -> None:
+    """Say in the log, and to whoever collects metrics, what waits in quarantine."""
+    from airflow.sdk.observability import stats
+    from airflow.sdk.timezone import utcnow
+
+    from airflow_ai_provider.core.ingest.quarantine import find_quarantines, summarise
+
+    waiting = summarise(find_quarantines(ledger, run.pipeline), store, utcnow())
+    log.info("%s", waiting)
+    age = waiting.oldest.total_seconds() if waiting.oldest else 0.0
+    stats.gauge("ai_provider.quarantine.rows", waiting.rows, tags={"pipeline": run.pipeline})
+    stats.gauge("ai_provider.quarantine.oldest_s", age, tags={"pipeline": run.pipeline})
 
 
 def _source_value(source: KafkaSource | FileSource | Mapping[str, Any], dag: Any) -> KafkaSource | FileSource:

@@ -51,17 +51,24 @@ class MemoryLedger(NoteKeeper):
             if own is None:
                 own = settle_claim(span, self._rivals(pipeline, span.source, span.identity))
             if own is None:
-                own = self._claims[pipeline, run_key] = Claim(pipeline, run_key, span, "claimed", None, run_id)
+                at = self._now()
+                own = Claim(pipeline, run_key, span, "claimed", None, run_id, at, at)
+                self._claims[pipeline, run_key] = own
             return own
 
     def claim_of(self, pipeline: str, run_key: str) -> Claim | None:
         return self._claims.get((pipeline, run_key))
 
+    def claims(self, pipeline: str | None = None, state: str | None = None) -> list[Claim]:
+        with self._lock:
+            held = list(self._claims.values())
+        return [c for c in held if pipeline in (None, c.pipeline) and state in (None, c.state)]
+
     def landed(self, pipeline: str, run_key: str, ref: BatchRef) -> None:
         with self._lock:
             claim = self._claims.get((pipeline, run_key))
             if check_landing(claim, pipeline, run_key, ref) and claim:
-                self._claims[pipeline, run_key] = replace(claim, state="landed", ref=ref)
+                self._claims[pipeline, run_key] = replace(claim, state="landed", ref=ref, updated_at=self._now())
 
     def position(self, pipeline: str, source: str, identity: str) -> dict[str, int]:
         ends: dict[str, int] = {}

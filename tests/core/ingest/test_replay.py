@@ -10,9 +10,10 @@ import pytest
 
 from airflow_ai_provider.core.batch import ACCEPTED, QUARANTINE, BatchRef
 from airflow_ai_provider.core.ingest.contract import AcceptAll, Validator
+from airflow_ai_provider.core.ingest.correction import read_corrections
 from airflow_ai_provider.core.ingest.files import FileReader
 from airflow_ai_provider.core.ingest.flow import IngestRun, ingest
-from airflow_ai_provider.core.ingest.replay import read_corrections, replay_quarantine
+from airflow_ai_provider.core.ingest.replay import replay_quarantine
 from airflow_ai_provider.core.store import Store
 from airflow_ai_provider.errors import BatchRejectedError, SpanConflictError, SpecError
 from airflow_ai_provider.testing import MemoryLedger, MemorySource, RuleValidator

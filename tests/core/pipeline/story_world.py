@@ -27,7 +27,7 @@ def row_id(offset: int) -> str:
 
 def make_world(store: Store, ledger: Ledger) -> dict[str, BatchRef]:
     """Land batch, predictions, routes and review, and note in the ledger what was done."""
-    batch = _land_batch(store)
+    batch = _land_batch(store, ledger)
     routes, facts = decide(_land_predictions(store, batch), Policy(0.9, 0.5), store, pipeline=PIPELINE)
     ledger.decided(PIPELINE, RUN, facts)
     asked = read_questions(store, routes["review"])
@@ -40,8 +40,9 @@ def make_world(store: Store, ledger: Ledger) -> dict[str, BatchRef]:
     return {"batch": batch, "routes": routes["act"], "review": review}
 
 
-def _land_batch(store: Store) -> BatchRef:
+def _land_batch(store: Store, ledger: Ledger) -> BatchRef:
     span = Span("kafka:biopsies", "a1b2c3d4", (Slice("0", 0, 5),))
+    ledger.claim(PIPELINE, f"{RUN}/ingest/-1", span, RUN)
     writer = store.open_batch(PIPELINE, "batch", span.batch_id)
     origin = {"_topic": ["biopsies"] * 4, "_partition": [0] * 4, "_offset": [0, 1, 2, 3]}
     rows = {"_row_id": [row_id(i) for i in range(4)], "biopsy_id": [f"B-{i}" for i in range(4)], "image": [b"x"] * 4}
@@ -55,7 +56,9 @@ def _land_batch(store: Store) -> BatchRef:
     }
     writer.write("quarantine", pa.table(rejected))
     facts = {"span": span.to_dict(), "suite": "sha256:5e", "reasons": {"broken_json": 1}, "key": "biopsy_id"}
-    return writer.land({"read": 5, "accepted": 4, "quarantined": 1}, facts)
+    ref = writer.land({"read": 5, "accepted": 4, "quarantined": 1}, facts)
+    ledger.landed(PIPELINE, f"{RUN}/ingest/-1", ref)
+    return ref
 
 
 def _land_predictions(store: Store, batch: BatchRef) -> BatchRef:

@@ -156,7 +156,7 @@ def _write(
 ) -> BatchRef:
     """Steps 3 to 6."""
     landing = Landing(store, run.pipeline, span.batch_id)
-    sieve = Sieve(validator, source.format)
+    sieve = Sieve(validator, source.format, getattr(source, "columns", None))
     report = Progress(_size(span), progress)
     waits = validator.batch_rules is not None and validator.batch_rules.rejects_rows
     with ExitStack() as stack:
@@ -199,7 +199,7 @@ def _facts(
         "suite": validator.digest,
         "key": source.key,
         "columns": dict(columns),
-        **getattr(source, "facts", {}),  # only sources that use a schema registry have any: their schemas
+        **getattr(source, "facts", {}),  # some have any: schemas of a registry, what a replay replays
     }
     return {**facts, "warnings": dict(sorted(warnings.items()))} if warnings else facts
 

@@ -161,6 +161,7 @@ def _params(spec: Spec) -> dict[str, Param]:
         ),
         "dry_run": Param(False, "boolean", "Predict and decide, but send nothing and ask nobody"),
         "act_in_backfill": Param(False, "boolean", "Act and ask in a backfill too, which otherwise only decides"),
+        "replay": Param("", "string", "Land this prepared replay of quarantined rows instead of reading the source"),
     }
     return params
 
