@@ -136,7 +136,7 @@ class Rounds:
             self._kill(one)
         else:
             step = self._chance.choice(STEPS[1:-1])
-            one = self._start(key, Aim(step, 0.01 * self._chance.random() ** 2))
+            one = self._start(key, Aim(step, self._chance.choice([0, 0.01]) * self._chance.random() ** 2))
         self._end(one)
 
     def _kill(self, one: _Try) -> None:

@@ -134,6 +134,22 @@ class Store:
         put(self._fs, aside, data)
         self._fs.mv(aside, target)
 
+    def remove(self, path: str) -> None:
+        """Remove a file under the root; one that is not there is removed already.
+
+        :raises SourceUnavailableError: when the store does not answer; a retry may help.
+        """
+        try:
+            self._fs.rm_file(f"{self._path}/{path}")
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise SourceUnavailableError(
+                f"the store at {self.root} did not remove {path}: {error}. "
+                "Check that it is reachable and lets us; the retry removes it.",
+                path=path,
+            ) from error
+
     def _relative(self, uri: str) -> str:
         if not uri.startswith(self.root + "/"):
             raise CorruptBatchError(

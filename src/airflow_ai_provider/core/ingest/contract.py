@@ -24,8 +24,8 @@ class Source(Protocol):
     """Rows in a fixed order that can be read again, span by span.
 
     ``name`` is kind and name (``kafka:biopsies``), ``key`` the author's key column, ``format`` how rows are written:
-    ``json`` (``_payload`` holds one object), ``csv`` (columns of text) or ``columns`` (typed columns). Tables of the
-    latter two may carry ``_fault``: why a row could not be read, with its bytes in ``_payload``.
+    ``json`` (``_payload`` holds one object), ``csv`` (columns of text) or ``columns`` (typed columns). Tables may carry
+    ``_fault``: why a row could not be read, with its bytes in ``_payload``.
     """
 
     @property

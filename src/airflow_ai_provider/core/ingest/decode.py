@@ -67,7 +67,14 @@ class RowDecoder:
         :param with_payload: False leaves the payloads of JSON rows out of ``accepted``: to copy them costs more than to
             look up those of the few rows that need theirs.
         """
-        return self._decode_json(table, with_payload) if self._format == "json" else self._decode_columns(table)
+        if self._format != "json":
+            return self._decode_columns(table)
+        if FAULT not in table.column_names:
+            return self._decode_json(table, with_payload)
+        spared = table.filter(pc.is_valid(table[FAULT]))
+        decoded = self._decode_json(table.filter(pc.is_null(table[FAULT])).drop_columns([FAULT]), with_payload)
+        rejected = quarantine(spared, "decode", [[text] for text in _texts(spared, FAULT)])
+        return Decoded(decoded.accepted, pa.concat_tables([decoded.rejected, rejected]))
 
     def _decode_json(self, table: pa.Table, with_payload: bool) -> Decoded:
         payloads = _one_array(table[PAYLOAD])

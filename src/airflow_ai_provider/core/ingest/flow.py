@@ -20,6 +20,7 @@ import pyarrow as pa
 from airflow_ai_provider.core.batch import BatchRef, Span, digest_of
 from airflow_ai_provider.core.ingest.behind import Behind
 from airflow_ai_provider.core.ingest.block import cut
+from airflow_ai_provider.core.ingest.contain import contained
 from airflow_ai_provider.core.ingest.contract import Source, Validator
 from airflow_ai_provider.core.ingest.decode import Decoded
 from airflow_ai_provider.core.ingest.landing import KIND, Landing
@@ -160,10 +161,11 @@ def _write(
     report = Progress(_size(span), progress)
     waits = validator.batch_rules is not None and validator.batch_rules.rejects_rows
     with ExitStack() as stack:
+        read = stack.enter_context(contained(source, validator.schema, store, f"{run.pipeline}/{KIND}/{span.batch_id}"))
         shelf = stack.enter_context(Shelf()) if waits else None
         put = shelf.put if shelf is not None else landing.write
         behind = stack.enter_context(Behind())
-        for block in cut(source.read(span)):  # 3
+        for block in cut(read(span)):  # 3
             decoded = sieve.decode(block)  # 4
             # validating and writing hold no interpreter lock to speak of: they keep up while the next block is read
             behind.do(partial(_part, sieve, block, decoded, put))  # 4, 5

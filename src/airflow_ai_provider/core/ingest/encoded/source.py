@@ -7,14 +7,17 @@ every row of the inner source comes out once, under its own id, with its values 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from typing import Any, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from airflow_ai_provider.core.batch import Span
 from airflow_ai_provider.core.ingest.block import cut
-from airflow_ai_provider.core.ingest.contract import PAYLOAD, Source
+from airflow_ai_provider.core.ingest.contract import FAULT, PAYLOAD, Source
 from airflow_ai_provider.core.ingest.encoded.registry import Schemas
 from airflow_ai_provider.core.ingest.encoded.wire import DecodedBlock, Payloads
 
@@ -40,7 +43,7 @@ class EncodedSource:
     format = "columns"
 
     def __init__(self, inner: Source, open_decoder: Callable[[], PayloadDecoder]) -> None:
-        self._inner, self._open_decoder = inner, open_decoder
+        self._inner, self.open_decoder = inner, open_decoder
         self._decoder: PayloadDecoder | None = None
         self.name, self.key = inner.name, inner.key
 
@@ -61,14 +64,15 @@ class EncodedSource:
     ) -> Span:
         return self._inner.plan(position, taken, window, row_limit)
 
-    def read(self, span: Span) -> Iterator[pa.Table]:
+    def read(self, span: Span, mark: Callable[[pa.Table], pa.Table] | None = None) -> Iterator[pa.Table]:
         """Yield the span's rows, decoded: their own columns, ``_schema_id`` and ``_fault`` beside what came.
 
+        :param mark: puts ``_fault`` beside a block's rows that must not be decoded; None: all are decoded.
         :raises RegistryUnavailableError: when a schema cannot be had; a retry reads the same span.
         """
-        self._decoder = self._open_decoder()
+        self._decoder = self.open_decoder()
         for block in cut(self._inner.read(span)):
-            yield self._decoder.decode(block[PAYLOAD]).beside(block)
+            yield _decode(self._decoder, mark(block) if mark else block)
 
     def commit(self, span: Span) -> None:
         self._inner.commit(span)
@@ -89,14 +93,26 @@ def open_encoded(
     :raises MissingExtraError: when Protobuf is asked for and protoc is not installed.
     """
 
-    def open_decoder() -> PayloadDecoder:
-        if format == "avro":
-            from airflow_ai_provider.core.ingest.encoded.avro.decoder import AvroDecoder
-
-            return AvroDecoder(schemas, reader_schema, columns=columns)
-        from airflow_ai_provider.core.ingest.encoded.protobuf.decoder import ProtobufDecoder
-
-        return ProtobufDecoder(schemas, reader_schema, columns=columns)
-
+    open_decoder = partial(_open_decoder, format, schemas, reader_schema, columns)  # it can be pickled
     open_decoder()  # a reader schema with a fault fails before anything is claimed
     return EncodedSource(inner, open_decoder)
+
+
+def _open_decoder(format: str, schemas: Schemas, reader_schema: str | None, columns: Sequence[str]) -> PayloadDecoder:
+    if format == "avro":
+        from airflow_ai_provider.core.ingest.encoded.avro.decoder import AvroDecoder
+
+        return AvroDecoder(schemas, reader_schema, columns=columns)
+    from airflow_ai_provider.core.ingest.encoded.protobuf.decoder import ProtobufDecoder
+
+    return ProtobufDecoder(schemas, reader_schema, columns=columns)
+
+
+def _decode(decoder: PayloadDecoder, block: pa.Table) -> pa.Table:
+    if FAULT not in block.column_names:
+        return decoder.decode(block[PAYLOAD]).beside(block)
+    known = block[FAULT].to_pylist()
+    spared = pc.if_else(pc.is_null(block[FAULT]), block[PAYLOAD], pa.scalar(None, pa.binary()))
+    decoded = decoder.decode(spared)
+    faults = {**decoded.faults, **{at: fault for at, fault in enumerate(known) if fault}}
+    return replace(decoded, faults=faults).beside(block.drop_columns([FAULT]))
