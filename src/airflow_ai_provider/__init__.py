@@ -20,7 +20,10 @@ _FACE = {
     "ReplayQuarantineOperator": "operators.ingest",
     "ReviewOperator": "operators.decide",
     "ValidatedIngestOperator": "operators.ingest",
+    "PromoteModelOperator": "operators.model",
+    "QuantizeModelOperator": "operators.model",
     "Fallback": "core.decide.policy",
+    "Gate": "core.infer.compare",
     "FileSource": "core.ingest.source",
     "KafkaSource": "core.ingest.source",
     "Policy": "core.decide.policy",
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from airflow_ai_provider.core.act.value import Undo as Undo
     from airflow_ai_provider.core.decide.policy import Fallback as Fallback
     from airflow_ai_provider.core.decide.policy import Policy as Policy
+    from airflow_ai_provider.core.infer.compare import Gate as Gate
     from airflow_ai_provider.core.infer.runner import Runner as Runner
     from airflow_ai_provider.core.infer.shard import shards as shards
     from airflow_ai_provider.core.ingest.source import FileSource as FileSource
@@ -56,6 +60,8 @@ if TYPE_CHECKING:
     from airflow_ai_provider.operators.infer import PinModelOperator as PinModelOperator
     from airflow_ai_provider.operators.ingest import ReplayQuarantineOperator as ReplayQuarantineOperator
     from airflow_ai_provider.operators.ingest import ValidatedIngestOperator as ValidatedIngestOperator
+    from airflow_ai_provider.operators.model import PromoteModelOperator as PromoteModelOperator
+    from airflow_ai_provider.operators.model import QuantizeModelOperator as QuantizeModelOperator
     from airflow_ai_provider.place import placement as placement
     from airflow_ai_provider.schedule import on_topic as on_topic
 

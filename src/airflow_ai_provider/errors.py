@@ -21,6 +21,7 @@
     │   ├── RowMismatchError              rows do not add up
     │   ├── ModelPinError                 the model is not there, or not the one pinned
     │   ├── SignatureError                the model's signature does not fit the rows
+    │   ├── GateFailedError               a new model does not reach the bars of its gate
     │   ├── DeviceError                   the required device is not what the engine runs on
     │   ├── ActionRejectedError           the receiver refused, for good
     │   ├── IdempotencyConflictError      one key, two different payloads
@@ -124,6 +125,10 @@ class ModelPinError(TerminalError):
 
 class SignatureError(ModelPinError):
     """The model has no signature, or it does not fit the rows."""
+
+
+class GateFailedError(TerminalError):
+    """A new model does not reach a bar of its gate; ``comparison`` holds the figures."""
 
 
 class DeviceError(TerminalError):

@@ -56,8 +56,8 @@ AIRFLOW_NAMES_OF = {
 DOORS: dict[str, set[str]] = {
     "great_expectations": {"core.ingest.validate"},
     "kubernetes": {"pod"},
-    "mlflow": {"core.infer.pin"},
-    "onnxruntime": {"core.infer.onnx"},
+    "mlflow": {"core.infer.pin", "core.infer.registry"},
+    "onnxruntime": {"core.infer.onnx", "core.infer.quantize"},
     "torch": {"core.infer.torch"},
     "sqlalchemy": {"core.ledger_sql", "core.ledger_engine"},  # what is asked, and of which database
     "ray": set(),

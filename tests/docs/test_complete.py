@@ -27,6 +27,8 @@ PAGE_OF = {
     "ApiActionOperator": "act",
     "CompensateOperator": "compensate",
     "ReplayQuarantineOperator": "replay",
+    "QuantizeModelOperator": "promote",
+    "PromoteModelOperator": "promote",
 }
 
 

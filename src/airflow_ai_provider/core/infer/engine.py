@@ -76,7 +76,7 @@ def open_engine(pin: Pin, folder: str | Path, device: str = "auto") -> Engine:
         raise SpecError(
             f"device {device!r} is none of {', '.join(DEVICES)}.", faults=[("device", f"{device!r} is not a device")]
         )
-    path = _model_file(pin, Path(folder))
+    path = model_file(pin, Path(folder))
     engine: Engine
     try:
         if pin.flavor == "onnx":
@@ -128,7 +128,11 @@ def usable_cores() -> int:
         return cores
 
 
-def _model_file(pin: Pin, folder: Path) -> Path:
+def model_file(pin: Pin, folder: Path) -> Path:
+    """Return the one file of a pinned model that an engine opens.
+
+    :raises ModelPinError: when there is none; no retry helps.
+    """
     suffixes = {"onnx": (".onnx",), "torch": (".pt2", "model.pth", ".torchscript")}.get(pin.flavor, ())
     found = [path for path in sorted(pin.files) if suffixes and path.endswith(suffixes)]
     if len(found) > 1 and pin.flavor == "onnx":

@@ -86,6 +86,18 @@ class OnnxEngine:
         outputs = run_inputs(self._run, inputs, batch_size, self._calls, lambda: self._try(0.0))
         return predictions(rows[ROW_ID], outputs, inputs.errors, self._reading)
 
+    def calls(self, rows: pa.Table, batch_size: int) -> list[dict[str, Array]]:
+        """Return what the model is given for these rows, call by call, by input; to calibrate a smaller one by."""
+        given: list[dict[str, Array]] = []
+
+        def noted(arrays: list[Array]) -> list[Any]:
+            given.append(dict(zip(self._names, arrays, strict=True)))
+            return self._run(arrays)
+
+        inputs = self._features.read(rows.select(self._features.needs(rows.schema)))
+        run_inputs(noted, inputs, batch_size, self._calls, lambda: self._try(0.0))
+        return given
+
     def close(self) -> None:
         """Free the model."""
         self._session = None

@@ -73,7 +73,7 @@ def resolve_pin(model: str, tracking_uri: str, cache_dir: str | Path) -> Pin:
     :raises RegistryUnavailableError: the registry does not answer; a retry may help.
     """
     name, alias, version = _parse(model)
-    with _asking(tracking_uri) as client, cache.aside(cache_dir) as folder:
+    with asking(tracking_uri) as client, cache.aside(cache_dir) as folder:
         version = _version_of(client, name, alias, version)
         _copy_files(client, name, version, folder)
         files = cache.hash_files(folder)
@@ -99,7 +99,7 @@ def download(name: str, version: str, tracking_uri: str, folder: Path) -> None:
     :raises ModelPinError: the version is gone; no retry helps.
     :raises RegistryUnavailableError: the registry does not answer; a retry may help.
     """
-    with _asking(tracking_uri) as client:
+    with asking(tracking_uri) as client:
         _copy_files(client, name, version, folder)
 
 
@@ -108,7 +108,7 @@ def probe_registry(tracking_uri: str) -> str:
 
     :raises RegistryUnavailableError: it does not answer.
     """
-    with _asking(tracking_uri) as client:
+    with asking(tracking_uri) as client:
         names = _names(client)
     shown = (
         f"its registered models: {', '.join(names[:5])}{' …' if len(names) > 5 else ''}" if names else "no models yet"
@@ -245,7 +245,7 @@ def _flavor(described: Mapping[str, Any], files: Mapping[str, str], folder: Path
 
 
 @contextlib.contextmanager
-def _asking(tracking_uri: str) -> Iterator[MlflowClient]:
+def asking(tracking_uri: str) -> Iterator[MlflowClient]:
     """Give a client that loses patience soon, and turn what it raises into our errors."""
     shown = _without_login(tracking_uri)
     _demand_there(tracking_uri, shown)
