@@ -27,7 +27,7 @@ PAGE_OF = {
     "ApiActionOperator": "act",
     "CompensateOperator": "compensate",
     "ReplayQuarantineOperator": "replay",
-    "QuantizeModelOperator": "promote",
+    "QuantizeModelOperator": "quantize",
     "PromoteModelOperator": "promote",
 }
 

@@ -7,6 +7,7 @@ no alias is moved but the one asked for.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from mlflow import MlflowClient
 from mlflow.models import Model
 
 from airflow_ai_provider.core.batch import Pin
-from airflow_ai_provider.core.infer.pin import asking
 
 
 class ModelRegistry:
@@ -30,19 +30,24 @@ class ModelRegistry:
     def __init__(self, tracking_uri: str) -> None:
         self._uri = tracking_uri
 
+    def _asking(self) -> AbstractContextManager[MlflowClient]:
+        from airflow_ai_provider.core.infer.pin import asking
+
+        return asking(self._uri)
+
     def aliases(self, name: str) -> dict[str, str]:
         """Return alias → version of a registered model."""
-        with asking(self._uri) as client:
+        with self._asking() as client:
             return {str(alias): str(version) for alias, version in client.get_registered_model(name).aliases.items()}
 
     def set_alias(self, name: str, alias: str, version: str) -> None:
         """Let an alias point to a version."""
-        with asking(self._uri) as client:
+        with self._asking() as client:
             client.set_registered_model_alias(name, alias, version)
 
     def find(self, name: str, tags: Mapping[str, str]) -> str | None:
         """Return the newest version of a model that carries all these tags; None when there is none."""
-        with asking(self._uri) as client:
+        with self._asking() as client:
             quote = '"' if "'" in name else "'"
             found = [
                 int(version.version)
@@ -62,7 +67,7 @@ class ModelRegistry:
         :param metadata: of the new version, in place of the source's.
         :return: the new version. No alias points to it.
         """
-        with asking(self._uri) as client:
+        with self._asking() as client:
             original = Model.load(str(folder))
             needs = folder / "requirements.txt"
             mlflow.set_tracking_uri(client.tracking_uri)
