@@ -9,6 +9,7 @@
     │   ├── LedgerUnavailableError        the ledger's database did not answer
     │   ├── LedgerStateError              a ledger line has moved on since it was read
     │   ├── EngineUnavailableError        a model server did not answer
+    │   ├── DeviceBusyError               every GPU of the worker stayed taken
     │   └── ActionUnavailableError        the receiver said "later" and surely did nothing
     ├── TerminalError                     the same input fails again
     │   ├── SpecError (ValueError)        what the author wrote cannot be run
@@ -77,6 +78,10 @@ class LedgerStateError(TransientError):
 
 class EngineUnavailableError(TransientError):
     """The model server did not answer in time, or cannot predict even what it predicted before."""
+
+
+class DeviceBusyError(TransientError):
+    """Every GPU of the worker stayed taken by other tasks for as long as this one may wait."""
 
 
 class ActionUnavailableError(TransientError):

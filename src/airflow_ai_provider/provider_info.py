@@ -14,6 +14,7 @@ def get_provider_info() -> dict[str, Any]:
         "name": "AI",
         "description": "Validated ingestion, pinned inference, decisions by confidence and actions with undo.",
         "connection-types": _CONNECTION_TYPES,
+        "config": _CONFIG,
         "triggers": [{"integration-name": "AI", "python-modules": [f"{_PACKAGE}.triggers.topic"]}],
         "cli": [f"{_PACKAGE}.cli.get_cli_commands"],
     }
@@ -29,6 +30,32 @@ def _text(label: str, description: str, *, secret: bool = False) -> dict[str, An
 def _number(label: str, description: str) -> dict[str, Any]:
     return {"label": label, "description": description, "schema": {"type": ["number", "null"]}}
 
+
+def _option(kind: str, default: str, description: str) -> dict[str, Any]:
+    return {"description": description, "version_added": "0.1.0", "type": kind, "example": None, "default": default}
+
+
+_CONFIG: dict[str, Any] = {
+    "ai_provider": {
+        "description": "What a worker that predicts keeps where.",
+        "options": {
+            "model_cache_folder": _option(
+                "string",
+                "",
+                "Folder of model files, shared by a machine's processes. Empty: ai_provider/models at home.",
+            ),
+            "model_cache_gb": _option(
+                "float", "20", "Files of unused models are removed beyond so many gigabytes. 0 sets no limit."
+            ),
+            "gpu_lock_folder": _option(
+                "string",
+                "",
+                "Folder of the GPUs' locks, the same for all workers of a machine. Empty: a temporary one.",
+            ),
+            "gpu_patience_s": _option("float", "3600", "How long a task waits for a GPU when all are taken."),
+        },
+    }
+}
 
 _CONNECTION_TYPES: list[dict[str, Any]] = [
     {

@@ -142,6 +142,14 @@ def test_every_connection_type_and_field_is_in_the_page_and_in_the_readme() -> N
             assert f"`{field}`" in said, f"{kind['connection-type']}.{field} is not in docs/connections.md"
 
 
+def test_every_option_of_the_configuration_is_in_the_page_with_its_default() -> None:
+    rows = table_rows(DOCS / "scale.md")
+    for section_ in get_provider_info()["config"].values():
+        for name, option in section_["options"].items():
+            assert name in rows, f"{name} is not in docs/scale.md"
+            assert not option["default"] or rows[name][0] == f"`{option['default']}`", name
+
+
 def test_every_command_of_ours_is_in_the_documents() -> None:
     from airflow_ai_provider.cli import get_cli_commands
 

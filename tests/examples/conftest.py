@@ -93,6 +93,9 @@ class World:
         self.registry = f"sqlite:///{folder}/mlflow.db"
         self.ledger_url = f"sqlite:///{folder}/ledger.db"
         self.store = Store(f"file://{folder}/store")
+        self.own_dags = folder / "own_dags"
+        """A second folder of DAG files, for what only a test runs."""
+        self.own_dags.mkdir()
         self.env = os.environ | self._settings()
         self._numbers = itertools.count(1)
         self._runner = Runner(self.env, folder)
@@ -155,8 +158,14 @@ class World:
             "ai_store_default": {"conn_type": "ai_store", "extra": {"uri": self.store_uri}},
             "ai_ledger_default": {"conn_type": "ai_ledger", "extra": {"url": self.ledger_url}},
         }
+        local = "airflow.dag_processing.bundles.local.LocalDagBundle"
+        bundles = [
+            {"name": "dags-folder", "classpath": local, "kwargs": {}},
+            {"name": "own", "classpath": local, "kwargs": {"path": str(self.own_dags)}},
+        ]
         return {
             "AIRFLOW_HOME": str(home),
+            "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles),
             "AIRFLOW__CORE__DAGS_FOLDER": str(PROJECT / "dags"),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",

@@ -7,9 +7,10 @@ from collections import Counter
 from typing import Any
 
 import pytest
+import yaml
 
 from include.data import write_digits
-from tests.examples.conftest import World
+from tests.examples.conftest import PROJECT, World
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
 
@@ -83,3 +84,25 @@ def test_new_scans_are_all_that_a_later_run_takes(world: World, ran: dict[str, A
     assert world.states(DAG).total() == later["outputs"]["decide"]["act"]["counts"]["act"] + len(
         world.rows(ran["outputs"]["decide"]["act"], "act") + world.rows(ran["outputs"]["review"], "reviewed")
     )
+
+
+def test_mapped_over_several_tasks_it_predicts_the_same(
+    world: World, ran: dict[str, Any], labels: dict[str, str]
+) -> None:
+    data = yaml.safe_load((PROJECT / "dags" / "pipelines" / f"{DAG}.yaml").read_text(encoding="utf-8"))
+    del data["act"], data["review"]
+    data["infer"] |= {"shards": 3, "pool": "default_pool"}
+    folder, file = world.own_dags, world.own_dags / "sharded.py"
+    (folder / "sharded_sorting.yaml").write_text(yaml.safe_dump(data), encoding="utf-8")
+    file.write_text(
+        "# a DAG file\nfrom airflow_ai_provider import load_pipelines\n"
+        f"globals().update(load_pipelines({str(folder)!r}))\n",
+        encoding="utf-8",
+    )
+    sharded = world.run("sharded_sorting", file=str(file), at=AT)
+    assert sharded["tasks"]["infer_shard"] == sharded["tasks"]["infer"] == "success"
+    assert sharded["outputs"]["ingest"]["counts"]["accepted"] > 0
+    first, second = (world.rows(run["outputs"]["infer"], "predictions") for run in (ran, sharded))
+    named = {row["_row_id"]: row for row in second}
+    assert len(named) == len(second) >= len(first)
+    assert [named[row["_row_id"]] for row in first] == first

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from airflow_ai_provider.core.batch import Pin
     from airflow_ai_provider.core.infer.engine import Engine
     from airflow_ai_provider.core.infer.runner import Runner
+    from airflow_ai_provider.core.infer.worker import Worker
 
 
 class PinModelOperator(BaseOperator):
@@ -57,7 +59,8 @@ class PinModelOperator(BaseOperator):
         run, ledger = run_of(context), LedgerHook(self.ledger_conn_id).get_ledger()
         pin = ledger.pin_of(run.pipeline, run.run_id, model_name(self.model))
         if pin is None:
-            found = resolve_pin(self.model, MlflowRegistryHook(self.mlflow_conn_id).tracking_uri(), cache_dir())
+            registry = MlflowRegistryHook(self.mlflow_conn_id).tracking_uri()
+            found = resolve_pin(self.model, registry, this_worker().cache_dir)
             pin = ledger.pin(run.pipeline, run.run_id, found)
         self.log.info("%s is version %s, %s, for the whole run", self.model, pin.version, pin.digest[:19])
         return pin.to_dict()
@@ -125,23 +128,21 @@ class BatchInferenceOperator(BaseOperator):
         asked: Any = {"pipeline": run_of(context).pipeline, "batch_size": runner.batch_size}
         if self.shard:
             _demand_no_limit(limit)
-            opened = partial(self._open, pin, runner)
+            opened = partial(self._open, pin, runner, context)
             return predict_shard(batch, pin, store, opened, Shard.parse(self.shard), **asked).to_dict()
-        with self._open(pin, runner) as engine:
+        with self._open(pin, runner, context) as engine:
             return infer(batch, pin, store, engine, max_failed=limit, **asked).to_dict()
 
-    def _open(self, pin: Pin, runner: Runner) -> Engine:
+    def _open(self, pin: Pin, runner: Runner, context: Any) -> AbstractContextManager[Engine]:
         """Open the model on this worker, or meet the server that has it."""
         if runner.endpoint:
             from airflow_ai_provider.hooks.model_server import ModelServerHook
 
             return ModelServerHook(runner.endpoint).open_engine(pin, self.device)
-        from airflow_ai_provider.core.infer.cache import fetch
-        from airflow_ai_provider.core.infer.engine import open_engine
         from airflow_ai_provider.hooks.mlflow import MlflowRegistryHook
 
-        folder = fetch(pin, cache_dir(), MlflowRegistryHook(self.mlflow_conn_id).tracking_uri)
-        return open_engine(pin, folder, self.device)
+        registry, run = MlflowRegistryHook(self.mlflow_conn_id).tracking_uri, run_of(context)
+        return this_worker().engine(pin, self.device, registry, owner=f"{run.pipeline}/{run.task_key}")
 
 
 class GatherPredictionsOperator(BaseOperator):
@@ -206,8 +207,19 @@ def _demand_no_limit(limit: float | int | None) -> None:
         )
 
 
-def cache_dir() -> str:
-    """Return where this worker keeps model files, by digest."""
-    from airflow_ai_provider.connection import home
+def this_worker() -> Worker:
+    """Return where this machine keeps models and locks of GPUs, as Airflow's configuration says."""
+    import tempfile
 
-    return f"{home()}/models"
+    from airflow.sdk.configuration import conf
+
+    from airflow_ai_provider.connection import home
+    from airflow_ai_provider.core.infer.worker import Worker
+
+    return Worker(
+        cache_dir=conf.get("ai_provider", "model_cache_folder", fallback="") or f"{home()}/models",
+        cache_gb=conf.getfloat("ai_provider", "model_cache_gb", fallback=20.0),
+        lease_dir=conf.get("ai_provider", "gpu_lock_folder", fallback="")
+        or f"{tempfile.gettempdir()}/airflow_ai_provider_gpus",
+        patience_s=conf.getfloat("ai_provider", "gpu_patience_s", fallback=3600.0),
+    )

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +16,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from airflow_ai_provider.core.batch import Pin
+from airflow_ai_provider.core.batch import Pin, digest_of
 from airflow_ai_provider.core.infer import cache
 from airflow_ai_provider.errors import ModelPinError
 from tests.core.infer import models
@@ -126,3 +127,126 @@ def test_differences_are_named(warm: tuple[Pin, Path]) -> None:
         "more.txt was not pinned",
         "model.onnx has other bytes",
     ]
+
+
+# --- few enough for the disk, with real processes ---
+
+USE = """
+import json, shutil, sys, time
+from pathlib import Path
+from airflow_ai_provider.core.batch import Pin, digest_of
+from airflow_ai_provider.core.infer import cache
+
+def download(pin, registry, folder):
+    for name in pin.files:
+        (folder / name).write_bytes((Path(sys.argv[2]) / pin.name / name).read_bytes())
+        if registry == "stop":
+            print("filling", flush=True)
+            sys.stdin.read()
+
+cache._download = download
+limit = int(sys.argv[4]) if sys.argv[4] else None
+for text in sys.argv[5:]:
+    pin = Pin.from_dict(json.loads(text))
+    with cache.held(pin, sys.argv[1], sys.argv[3], byte_limit=limit) as folder:
+        assert cache.differences(folder, pin.files) == []
+        if sys.argv[3] == "hold":
+            print("held", flush=True)
+            sys.stdin.read()
+        time.sleep(0.002)
+        assert cache.differences(folder, pin.files) == []
+"""
+BYTES = 1000
+
+
+class Machine:
+    """A cache, a source of models to fill it from, and processes that use it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.cache, self.source = folder / "cache", folder / "source"
+        self.cache.mkdir()
+        self.started: list[subprocess.Popen[str]] = []
+
+    def model(self, name: str) -> Pin:
+        """Make a model of two files, a thousand bytes together."""
+        folder = self.source / name
+        folder.mkdir(parents=True)
+        for file in ("MLmodel", "model.onnx"):
+            (folder / file).write_bytes(name[0].encode() * (BYTES // 2))
+        files = cache.hash_files(folder)
+        return Pin(name, "1", "", digest_of(files), files, "onnx", {"inputs": [], "outputs": []})
+
+    def use(self, *pins: Pin, how: str = "use", limit: int | None = None) -> subprocess.Popen[str]:
+        """Start a process that uses one model after another."""
+        given = [json.dumps(pin.to_dict()) for pin in pins]
+        command = [sys.executable, "-c", USE, str(self.cache), str(self.source), how, str(limit or ""), *given]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.started.append(process)
+        return process
+
+    def has(self, *pins: Pin) -> bool:
+        found = {path.name for path in self.cache.iterdir()}
+        return found == {cache.folder_of(pin.digest, self.cache).name for pin in pins}
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    made = Machine(tmp_path)
+    yield made
+    for process in made.started:
+        process.kill()
+        process.communicate()
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_the_least_recently_used_goes_first(machine: Machine) -> None:
+    a, b, c = (machine.model(name) for name in "abc")
+    assert machine.use(a, b, a, c, limit=2 * BYTES).wait(30) == 0
+    assert machine.has(a, c), "b was used longest ago"
+    assert machine.use(b).wait(30) == 0
+    assert machine.has(a, b, c), "no limit"
+    assert machine.use(b, limit=1).wait(30) == 0
+    assert machine.has(b), "the one asked for stays, however large"
+
+
+def test_a_model_in_use_is_never_removed_and_a_killed_process_uses_none(machine: Machine) -> None:
+    a, b = machine.model("a"), machine.model("b")
+    user = machine.use(a, how="hold")
+    assert said(user) == "held"
+    assert machine.use(b, limit=1).wait(30) == 0
+    assert machine.has(a, b)
+    user.kill()
+    user.wait()
+    assert machine.use(b, limit=1).wait(30) == 0
+    assert machine.has(b)
+
+
+def test_what_a_killed_process_was_filling_is_cleared_away(machine: Machine) -> None:
+    a, b = machine.model("a"), machine.model("b")
+    filler = machine.use(a, how="stop")
+    assert said(filler) == "filling"
+    assert machine.use(b, limit=BYTES).wait(30) == 0
+    assert not machine.has(b), "another process's half-filled folder is its own while it lives"
+    filler.kill()
+    filler.wait()
+    assert machine.use(b, limit=BYTES).wait(30) == 0
+    assert machine.has(b)
+
+
+@pytest.mark.slow
+def test_many_processes_in_a_cache_too_small_for_them(machine: Machine) -> None:
+    """Each finds the right bytes in its model's folder all the while, whoever removes and fills what meanwhile."""
+    pins = [machine.model(name) for name in "abcd"]
+    orders = [[pins[(start + step) % 4] for step in range(12)] for start in range(4)]
+    processes = [machine.use(*order, limit=2 * BYTES) for order in orders]
+    victim = machine.use(*orders[0] * 20, limit=BYTES)
+    time.sleep(0.8)
+    victim.kill()
+    assert [process.wait(90) for process in processes] == [0] * 4
+    cache.evict(machine.cache, 2 * BYTES)
+    assert len(list(machine.cache.iterdir())) <= 2

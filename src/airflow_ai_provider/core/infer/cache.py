@@ -1,7 +1,11 @@
-"""A pinned model's files on this machine, proved against the pin before anything opens them.
+"""A pinned model's files on this machine, proved against the pin before anything opens them; few enough for its disk.
 
 Invariants: a folder of the cache is named by the digest of what it holds and appears whole or not at all, however many
-processes fill it; every file is hashed at each fetch; mlflow is imported only when files must be downloaded.
+processes fill it; every file is hashed at each fetch; a folder in use is never removed, by no process, and a killed
+process uses nothing any more; mlflow is imported only when files must be downloaded.
+
+A folder is used by whoever has a shared lock on it, and filled or removed by whoever has it alone (``flock`` on the
+folder itself: the kernel frees it with the process). Where the file system knows no such locks, nothing is removed.
 
 Layout: ``<cache_dir>/<digest's hex digits>/<the artifact files as MLflow lists them>``; ``.aside-*`` is being filled.
 """
@@ -9,9 +13,11 @@ Layout: ``<cache_dir>/<digest's hex digits>/<the artifact files as MLflow lists 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -19,6 +25,56 @@ from airflow_ai_provider.core.batch import Pin, digest_of
 from airflow_ai_provider.errors import MissingExtraError, ModelPinError
 
 log = logging.getLogger(__name__)
+_ASIDE = ".aside-"
+
+
+@contextlib.contextmanager
+def held(
+    pin: Pin, cache_dir: str | Path, registry: str | Callable[[], str] = "", *, byte_limit: int | None = None
+) -> Iterator[Path]:
+    """Give the folder of a pinned model and keep it there as long as it is needed.
+
+    :param byte_limit: files of other models are removed, least recently used first, until the cache is within it; those
+        in use and the one asked for stay, whatever they measure. None sets no limit.
+
+    The other parameters and the errors are those of :func:`fetch`.
+    """
+    folder, lock = fetch(pin, cache_dir, registry), None
+    try:
+        while not _is_there(folder, lock := _lock(folder, fcntl.LOCK_SH)):  # removed between fetch and lock
+            _unlock(lock)
+            folder = fetch(pin, cache_dir, registry)
+        with contextlib.suppress(OSError):
+            now = time.time_ns()  # the kernel's own clock for files is coarser than two uses are apart
+            os.utime(folder, ns=(now, now))
+        if byte_limit is not None:
+            evict(cache_dir, byte_limit, keep=folder)
+        yield folder
+    finally:
+        _unlock(lock)
+
+
+def evict(cache_dir: str | Path, byte_limit: int, *, keep: Path | None = None) -> list[str]:
+    """Remove folders that nobody uses, the least recently used first, until the rest is within a limit.
+
+    What a killed process was filling is removed too.
+
+    :param keep: stays, used or not.
+    :return: the digests (without ``sha256:``) of what was removed.
+    """
+    folders = [entry for entry in Path(cache_dir).iterdir() if entry.is_dir()]
+    for left in (entry for entry in folders if entry.name.startswith(_ASIDE)):
+        _remove(left, cache_dir)
+    kept = {entry: _size(entry) for entry in sorted(folders, key=_last_used) if not entry.name.startswith(".")}
+    removed = []
+    for entry in list(kept):
+        if sum(kept.values()) <= byte_limit:
+            break
+        if entry != keep and _remove(entry, cache_dir):
+            log.info("removed %s from the model cache: %d bytes, the least recently used", entry.name, kept[entry])
+            del kept[entry]
+            removed.append(entry.name)
+    return removed
 
 
 def fetch(pin: Pin, cache_dir: str | Path, registry: str | Callable[[], str] = "") -> Path:
@@ -84,11 +140,15 @@ def aside(cache_dir: str | Path) -> Iterator[Path]:
     import tempfile
 
     Path(cache_dir).mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".aside-", dir=cache_dir))
+    folder = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=cache_dir))
+    while not _is_there(folder, lock := _lock(folder, fcntl.LOCK_EX)):  # taken for a killed process's, and removed
+        _unlock(lock)
+        folder = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=cache_dir))
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        _unlock(lock)
 
 
 def place(fresh: Path, folder: Path, files: Mapping[str, str]) -> None:
@@ -132,3 +192,64 @@ def _download(pin: Pin, registry: str, folder: Path) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _lock(folder: Path, how: int) -> int | None:
+    """Lock a folder; None when it cannot be: it is gone, another has it, or its file system knows no locks."""
+    try:
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, how)
+    except OSError:
+        os.close(lock)
+        return None
+    return lock
+
+
+def _unlock(lock: int | None) -> None:
+    if lock is not None:
+        os.close(lock)
+
+
+def _is_there(folder: Path, lock: int | None) -> bool:
+    """Tell whether a folder still is the one that was locked."""
+    try:
+        found = os.stat(folder)
+        return lock is None or os.path.samestat(found, os.fstat(lock))
+    except FileNotFoundError:
+        return False
+
+
+def _remove(folder: Path, cache_dir: str | Path) -> bool:
+    """Remove a folder that nobody uses; it is gone under its name before its files are."""
+    import shutil
+    import uuid
+
+    lock = _lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if lock is None:
+        return False
+    try:
+        if not _is_there(folder, lock):
+            return False
+        dropped = Path(cache_dir) / f"{_ASIDE}{uuid.uuid4().hex}"
+        os.rename(folder, dropped)
+        shutil.rmtree(dropped, ignore_errors=True)
+        return True
+    except OSError:
+        return False
+    finally:
+        _unlock(lock)
+
+
+def _size(folder: Path) -> int:
+    with contextlib.suppress(OSError):  # removed meanwhile
+        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return 0
+
+
+def _last_used(folder: Path) -> float:
+    with contextlib.suppress(OSError):
+        return folder.stat().st_mtime
+    return 0.0

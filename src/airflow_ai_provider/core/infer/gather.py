@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +69,7 @@ def predict_shard(
     batch: BatchRef,
     pin: Pin,
     store: Store,
-    open_engine: Callable[[], Engine],
+    open_engine: Callable[[], AbstractContextManager[Engine]],
     shard: Shard,
     *,
     pipeline: str,
