@@ -98,5 +98,6 @@ class _Calls(CalibrationDataReader):  # type: ignore[misc]  # untyped there
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Drop the tool's advice to prepare the model, which was done."""
-    return "pre-processing" not in record.getMessage()
+    """Drop the tool's advice to prepare the model, which was done, and a line for each weight that has one scale."""
+    said = record.getMessage()
+    return "pre-processing" not in said and "out-of-range for weight" not in said
