@@ -25,6 +25,7 @@ _FACE = {
     "Fallback": "core.decide.policy",
     "Gate": "core.infer.compare",
     "FileSource": "core.ingest.source",
+    "KafkaSink": "core.ingest.sink",
     "KafkaSource": "core.ingest.source",
     "Policy": "core.decide.policy",
     "Runner": "core.infer.runner",
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from airflow_ai_provider.core.infer.compare import Gate as Gate
     from airflow_ai_provider.core.infer.runner import Runner as Runner
     from airflow_ai_provider.core.infer.shard import shards as shards
+    from airflow_ai_provider.core.ingest.sink import KafkaSink as KafkaSink
     from airflow_ai_provider.core.ingest.source import FileSource as FileSource
     from airflow_ai_provider.core.ingest.source import KafkaSource as KafkaSource
     from airflow_ai_provider.dag_factory import build_dag as build_dag

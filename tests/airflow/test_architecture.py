@@ -63,7 +63,7 @@ DOORS: dict[str, set[str]] = {
     "ray": set(),
     "polars": set(),
     "aiohttp": {"core.infer.remote.client", "core.act.http"},
-    "confluent_kafka": {"core.ingest.kafka", "core.act.kafka", "hooks.kafka"},
+    "confluent_kafka": {"core.ingest.kafka", "core.ingest.dead_letter", "core.act.kafka", "hooks.kafka"},
 }
 # loaded by no DAG file, besides the doors' own libraries
 HEAVY = {*DOORS, "numpy", "pandas", "pyarrow"}

@@ -123,6 +123,31 @@ def test_a_landed_span_gives_its_batch_to_whoever_asks_for_exactly_it(ledger: Le
         ledger.claim("p", "r3/ingest", span(("0", 0, 11)), "r3")
 
 
+def test_claims_are_told_oldest_first_with_their_times(ledger: Ledger) -> None:
+    ledger.claim("p", "r1/ingest", span(("0", 0, 10)), "r1")
+    ledger.claim("q", "r1/ingest", span(("0", 0, 10)), "r1")
+    ledger.claim("p", "r2/ingest", span(("0", 10, 20)), "r2")
+    ledger.landed("p", "r1/ingest", REF)
+    assert [(c.pipeline, c.run_id) for c in ledger.claims()] == [("p", "r1"), ("q", "r1"), ("p", "r2")]
+    (landed,) = ledger.claims("p", "landed")
+    assert landed.claimed_at and landed.updated_at
+    assert START < landed.claimed_at < landed.updated_at
+    assert (landed.ref, landed.span) == (REF, span(("0", 0, 10)))
+    (waiting,) = ledger.claims("p", "claimed")
+    assert waiting.claimed_at == waiting.updated_at
+    assert ledger.claims("absent") == []
+
+
+def test_letters_are_noted_for_the_very_bytes(ledger: Ledger) -> None:
+    assert not ledger.has_lettered("p", "r1", REF, "dead")
+    ledger.lettered("p", "r1", REF, "dead")
+    ledger.lettered("p", "r1", REF, "dead")
+    assert ledger.has_lettered("p", "r1", REF, "dead")
+    other = BatchRef(REF.kind, REF.batch_id, REF.uri, "sha256:bb", REF.counts)
+    for pipeline, run, ref, topic in [("q", "r1", REF, "dead"), ("p", "r2", REF, "dead"), ("p", "r1", other, "dead"), ("p", "r1", REF, "x")]:  # noqa: E501  # fmt: skip
+        assert not ledger.has_lettered(pipeline, run, ref, topic)
+
+
 def test_landing_needs_a_claim_and_keeps_its_first_batch(ledger: Ledger) -> None:
     with pytest.raises(LedgerStateError, match="no claim"):
         ledger.landed("p", "r1/ingest", REF)

@@ -155,6 +155,8 @@ def _reasons(quarantine: Quarantine, store: Store, args: Namespace) -> dict[str,
 @command
 def show(args: Namespace) -> int:
     """Show the rejected rows of a batch."""
+    from airflow_ai_provider.core.ingest.replay import rows_of
+
     store, ledger = _open(args)
     quarantine = _find(store, ledger, args)
     as_json = args.format == "json"
@@ -165,7 +167,7 @@ def show(args: Namespace) -> int:
         for code, number in (quarantine.reasons(store) or {}).items():
             print(plain(f"{number:>8}  {code}"))
         for done in quarantine.replays:
-            print(plain(f"{done.span.facts['rows']:>8}  replayed into {_batch(done)} by run {done.run_id}"))
+            print(plain(f"{len(rows_of(done.span)):>8}  replayed into {_batch(done)} by run {done.run_id}"))
     rows = (r for r in quarantine.rows(store, args.reason, args.stage) if args.row in (None, r["_row_id"]))
     for row in islice(rows, args.limit or None):
         if as_json:

@@ -210,6 +210,12 @@ class Ledger(Protocol):
     def finished_actions(self, pipeline: str, run_id: str) -> dict[str, BatchRef]:
         """Return the actions noted by :meth:`finished`, with their outcomes."""
 
+    def lettered(self, pipeline: str, run_id: str, ref: BatchRef, topic: str) -> None:
+        """Note that the quarantined rows of a batch are in a dead-letter topic, all of them."""
+
+    def has_lettered(self, pipeline: str, run_id: str, ref: BatchRef, topic: str) -> bool:
+        """Say whether :meth:`lettered` noted these very bytes."""
+
     def pin(self, pipeline: str, run_id: str, pin: Pin, window: Window | None = None, policy: str | None = None) -> Pin:
         """Pin a model for a run; the first one wins, and the one that holds is returned.
 

@@ -48,6 +48,13 @@ class NoteKeeper(ABC):
     def finished_actions(self, pipeline: str, run_id: str) -> dict[str, BatchRef]:
         return {name: BatchRef.from_dict(ref) for name, ref in self._notes("finished", pipeline, run_id).items()}
 
+    def lettered(self, pipeline: str, run_id: str, ref: BatchRef, topic: str) -> None:
+        self._note("letter", pipeline, run_id, {f"{topic}/{ref.batch_id}": ref.to_dict()})
+
+    def has_lettered(self, pipeline: str, run_id: str, ref: BatchRef, topic: str) -> bool:
+        noted = self._notes("letter", pipeline, run_id).get(f"{topic}/{ref.batch_id}")
+        return noted is not None and noted["digest"] == ref.digest
+
     def pin(self, pipeline: str, run_id: str, pin: Pin, window: Window | None = None, policy: str | None = None) -> Pin:
         start, end = map(time_text, window) if window else (None, None)
         facts = {"window_start": start, "window_end": end, "policy": policy}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
+from airflow_ai_provider.core.ingest.sink import KafkaSink
 from airflow_ai_provider.errors import SpecError
 from airflow_ai_provider.retry import retried
 from airflow_ai_provider.run import find_file, homes_of, run_of
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from airflow_ai_provider.core.ingest.contract import Source, Validator
     from airflow_ai_provider.core.ingest.replay import Fix
     from airflow_ai_provider.core.ingest.source import FileSource, KafkaSource
-    from airflow_ai_provider.core.ledger import Ledger
+    from airflow_ai_provider.core.ledger import Claim, Ledger
     from airflow_ai_provider.core.store import Store
     from airflow_ai_provider.run import Run
 
@@ -42,6 +43,8 @@ class ValidatedIngestOperator(BaseOperator):
     :param max_rejected: a share below 1 (``0.2``, ``"20%"``) or a count (``50``); more rejected rows fail the task,
         and nothing is landed. None sets no limit. Templated.
     :param row_limit: at most so many rows in this batch; 0 or None sets no limit. Templated.
+    :param dead_letters: a Kafka topic (or ``KafkaSink``) that quarantined rows are sent to as well, once the batch has
+        landed; none are sent in a muted run. Templated.
     :param store_conn_id: connection of the store.
     :param ledger_conn_id: connection of the ledger.
     :return: reference of the batch (XCom).
@@ -49,7 +52,7 @@ class ValidatedIngestOperator(BaseOperator):
     :raises BatchRejectedError: too many rows rejected; a retry does not help.
     """
 
-    template_fields: Sequence[str] = ("source", "expectations", "max_rejected", "row_limit")
+    template_fields: Sequence[str] = ("source", "expectations", "max_rejected", "row_limit", "dead_letters")
     ui_color = "#d7ecff"
 
     def __init__(
@@ -59,6 +62,7 @@ class ValidatedIngestOperator(BaseOperator):
         expectations: str | None = None,
         max_rejected: float | str | None = None,
         row_limit: int | str | None = None,
+        dead_letters: KafkaSink | Mapping[str, Any] | str | None = None,
         store_conn_id: str = "ai_store_default",
         ledger_conn_id: str = "ai_ledger_default",
         **kwargs: Any,
@@ -68,6 +72,7 @@ class ValidatedIngestOperator(BaseOperator):
         self.expectations = expectations
         self.max_rejected = max_rejected
         self.row_limit = row_limit
+        self.dead_letters = dead_letters
         self.store_conn_id = store_conn_id
         self.ledger_conn_id = ledger_conn_id
 
@@ -84,7 +89,7 @@ class ValidatedIngestOperator(BaseOperator):
             ref = land_replay(store, ledger, validator, run.replay, pipeline=run.pipeline, run_id=run.run_id)
         else:
             ref = self._ingest(run, validator, store, ledger)
-        _tell_quarantine(run, store, ledger)
+        _after_landing(run, ref, store, ledger, self.dead_letters)
         return ref.to_dict()
 
     def _ingest(self, run: Run, validator: Validator, store: Store, ledger: Ledger) -> BatchRef:
@@ -168,18 +173,40 @@ class ReplayQuarantineOperator(BaseOperator):
         ).to_dict()
 
 
-def _tell_quarantine(run: Run, store: Store, ledger: Ledger) -> None:
-    """Say in the log, and to whoever collects metrics, what waits in quarantine."""
+def _after_landing(
+    run: Run, ref: BatchRef, store: Store, ledger: Ledger, dead_letters: KafkaSink | Mapping[str, Any] | str | None
+) -> None:
+    """Send the batch's dead letters, then say what waits in quarantine: in the log, and to who collects metrics."""
     from airflow.sdk.observability import stats
     from airflow.sdk.timezone import utcnow
 
     from airflow_ai_provider.core.ingest.quarantine import find_quarantines, summarise
 
-    waiting = summarise(find_quarantines(ledger, run.pipeline), store, utcnow())
+    quarantines = find_quarantines(ledger, run.pipeline)
+    landed = next((q.claim for q in quarantines if q.ref.digest == ref.digest), None)
+    if dead_letters and landed is not None:
+        _send_letters(run, landed, store, ledger, KafkaSink.of(dead_letters))
+    waiting = summarise(quarantines, store, utcnow())
     log.info("%s", waiting)
     age = waiting.oldest.total_seconds() if waiting.oldest else 0.0
     stats.gauge("ai_provider.quarantine.rows", waiting.rows, tags={"pipeline": run.pipeline})
     stats.gauge("ai_provider.quarantine.oldest_s", age, tags={"pipeline": run.pipeline})
+
+
+def _send_letters(run: Run, landed: Claim, store: Store, ledger: Ledger, sink: KafkaSink) -> None:
+    if run.is_muted:
+        log.info("muted run: nothing is sent to topic %s", sink.topic)
+        return
+    if landed.span.source == f"kafka:{sink.topic}":
+        raise SpecError(
+            f"dead_letters={sink.topic!r} is the topic that is read: each rejected row would come back for ever. "
+            "Name another topic; the batch is landed.",
+            faults=[("dead_letters", "is the source")],
+        )
+    from airflow_ai_provider.core.ingest.dead_letter import send_letters
+    from airflow_ai_provider.hooks.kafka import KafkaConfigHook
+
+    send_letters(store, ledger, landed, sink.topic, KafkaConfigHook(sink.kafka_conn_id).get_config())
 
 
 def _source_value(source: KafkaSource | FileSource | Mapping[str, Any], dag: Any) -> KafkaSource | FileSource:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -49,7 +50,7 @@ class Quarantine:
     @property
     def waiting(self) -> int:
         """Rows that were not replayed."""
-        return self.row_count - sum(int(claim.span.facts["rows"]) for claim in self.replays)
+        return self.row_count - sum(len(rows_of(claim.span)) for claim in self.replays)
 
     @cached_property
     def replayed(self) -> Mapping[str, str]:
@@ -72,7 +73,7 @@ class Quarantine:
                 return None
             raise
         for claim in self.replays:
-            found.subtract(claim.span.facts["reasons"])
+            found.subtract(claim.span.facts.get("reasons", {}))
         return {code: count for code, count in found.most_common() if count > 0}
 
     def rows(
@@ -140,6 +141,7 @@ def summarise(quarantines: Sequence[Quarantine], store: Store, now: datetime) ->
     waiting = [q for q in quarantines if q.waiting]
     reasons: Counter[str] = Counter()
     for quarantine in waiting[-_REASONS_OF:]:
-        reasons.update(quarantine.reasons(store) or {})
+        with suppress(CorruptBatchError):  # whoever reads that batch is told; it is no fault of the one just landed
+            reasons.update(quarantine.reasons(store) or {})
     oldest = max((q.age(now) for q in waiting), default=None)
     return Waiting(sum(q.waiting for q in waiting), len(waiting), oldest, dict(reasons.most_common()))

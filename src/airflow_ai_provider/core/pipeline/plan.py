@@ -181,6 +181,7 @@ def _ingest(section: Ingest) -> TaskPlan:
         "expectations": section.expectations,
         "max_rejected": section.max_rejected,
         "row_limit": "{{ params.row_limit }}",
+        "dead_letters": section.dead_letter_topic,
     }
     return TaskPlan("ingest", "ingest", _given(arguments))
 

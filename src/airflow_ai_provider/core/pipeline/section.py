@@ -127,6 +127,7 @@ class Ingest(Section):
     expectations: Text | None = None
     max_rejected: Limit | None = None
     row_limit: Annotated[int, Field(ge=0)] = 0
+    dead_letter_topic: Text | None = None
 
 
 class Infer(Section):

@@ -180,9 +180,12 @@ def _ingest_faults(raw: Any) -> Iterator[Fault]:
     if ingest.format is not None and ingest.format not in fits:
         what = f"{ingest.format!r} is not a format of {sources[0]}. There is {', '.join(fits)}"
         yield ("ingest", "format"), what
-    topic = ingest.kafka or ""
-    if topic and "{{" not in topic and not re.fullmatch(r"[\w.-]{1,249}", topic):
-        yield ("ingest", "kafka"), f"{topic!r} is not a topic name. It has letters, digits, . _ and - only"
+    for name in ("kafka", "dead_letter_topic"):
+        topic = getattr(ingest, name) or ""
+        if topic and "{{" not in topic and not re.fullmatch(r"[\w.-]{1,249}", topic):
+            yield ("ingest", name), f"{topic!r} is not a topic name. It has letters, digits, . _ and - only"
+    if ingest.kafka is not None and ingest.kafka == ingest.dead_letter_topic:
+        yield ("ingest", "dead_letter_topic"), "is the topic that is read: each rejected row would come back for ever"
 
 
 def _infer_faults(raw: Any) -> Iterator[Fault]:
