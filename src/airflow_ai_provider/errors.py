@@ -22,6 +22,7 @@
     │   ├── RowMismatchError              rows do not add up
     │   ├── ModelPinError                 the model is not there, or not the one pinned
     │   ├── SignatureError                the model's signature does not fit the rows
+    │   ├── ModelTrustError               the model could run code, or its signer is not the one asked for
     │   ├── GateFailedError               a new model does not reach the bars of its gate
     │   ├── DeviceError                   the required device is not what the engine runs on
     │   ├── ActionRejectedError           the receiver refused, for good
@@ -130,6 +131,10 @@ class ModelPinError(TerminalError):
 
 class SignatureError(ModelPinError):
     """The model has no signature, or it does not fit the rows."""
+
+
+class ModelTrustError(ModelPinError):
+    """Opening the model could run code that nobody allowed, or it is not signed by whom it must be signed."""
 
 
 class GateFailedError(TerminalError):

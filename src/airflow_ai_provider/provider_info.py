@@ -15,7 +15,13 @@ def get_provider_info() -> dict[str, Any]:
         "description": "Validated ingestion, pinned inference, decisions by confidence and actions with undo.",
         "connection-types": _CONNECTION_TYPES,
         "config": _CONFIG,
-        "triggers": [{"integration-name": "AI", "python-modules": [f"{_PACKAGE}.triggers.topic"]}],
+        "extra-links": [f"{_PACKAGE}.operators.infer.ModelVersionLink"],
+        "triggers": [
+            {
+                "integration-name": "AI",
+                "python-modules": [f"{_PACKAGE}.triggers.topic", f"{_PACKAGE}.triggers.registry"],
+            }
+        ],
         "cli": [f"{_PACKAGE}.cli.get_cli_commands"],
     }
 
@@ -91,7 +97,10 @@ _CONNECTION_TYPES: list[dict[str, Any]] = [
         "hook-class-name": f"{_PACKAGE}.hooks.mlflow.MlflowRegistryHook",
         "hook-name": "MLflow registry",
         "conn-fields": {
-            "tracking_uri": _text("Tracking URI", "Only without a server: sqlite:////data/mlflow.db", secret=True)
+            "tracking_uri": _text("Tracking URI", "Only without a server: sqlite:////data/mlflow.db", secret=True),
+            "ui_url": _text("UI address", "Where people open MLflow, when it is not the host"),
+            "allow_pickle": _text("May be unpickled", "Names of models whose files may run code, commas between"),
+            "signed_by": _text("Signed by", "PEM file or text: every model must be signed by this key or authority"),
         },
         "ui-field-behaviour": {
             "hidden-fields": [],

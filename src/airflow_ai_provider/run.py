@@ -23,6 +23,8 @@ class Run:
     :param task_key: run id, task id and map index: the same on every retry and clear of this task.
     :param run_type: ``scheduled``, ``manual``, ``backfill``, ``asset_triggered`` …
     :param window: the run's data interval; None when it has none, or one of zero width.
+    :param period: the same; for a run without one its logical date, twice; None when it has neither.
+    :param due: when the run was due: the end of its period, or when it was to run after.
     :param params: the run's params: the trigger form's values over their defaults.
     """
 
@@ -32,6 +34,8 @@ class Run:
     run_type: str
     window: tuple[datetime, datetime] | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
+    period: tuple[datetime, datetime] | None = None
+    due: datetime | None = None
 
     @property
     def is_backfill(self) -> bool:
@@ -56,13 +60,18 @@ def run_of(context: Mapping[str, Any]) -> Run:
     """
     dag_run, ti = context["dag_run"], context["ti"]
     start, end = getattr(dag_run, "data_interval_start", None), getattr(dag_run, "data_interval_end", None)
+    window = (start, end) if start and end and start < end else None
+    date = getattr(dag_run, "logical_date", None)
+    period = window or ((date, date) if date else None)
     return Run(
         pipeline=ti.dag_id,
         run_id=dag_run.run_id,
         task_key=f"{dag_run.run_id}/{ti.task_id}/{ti.map_index if ti.map_index is not None else -1}",
         run_type=str(getattr(dag_run.run_type, "value", dag_run.run_type)),
-        window=(start, end) if start and end and start < end else None,
+        window=window,
         params=dict(context.get("params") or {}),
+        period=period,
+        due=period[1] if period else getattr(dag_run, "run_after", None),
     )
 
 
@@ -81,7 +90,7 @@ def find_file(dag: Any, name: str, folder: str) -> str:
 
     :param dag: the task's DAG.
     :param name: file name or path as written.
-    :param folder: ``expectations``, ``templates`` or ``corrections``.
+    :param folder: ``expectations``, ``templates``, ``corrections`` or ``keys``.
     :return: absolute path.
     :raises SpecError: when it is in none of these places; a retry does not help.
     """

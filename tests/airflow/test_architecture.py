@@ -56,7 +56,9 @@ AIRFLOW_NAMES_OF = {
 DOORS: dict[str, set[str]] = {
     "great_expectations": {"core.ingest.validate"},
     "kubernetes": {"pod"},
-    "mlflow": {"core.infer.pin", "core.infer.registry"},
+    # what is registered; how it is changed; what only MLflow can open
+    "mlflow": {"core.infer.pin", "core.infer.registry", "core.infer.pyfunc"},
+    "model_signing": {"core.infer.signing"},
     "onnxruntime": {"core.infer.onnx", "core.infer.quantize"},
     "torch": {"core.infer.torch"},
     "sqlalchemy": {"core.ledger_sql", "core.ledger_engine"},  # what is asked, and of which database

@@ -1,11 +1,11 @@
-"""What every engine promises, over arithmetic, ONNX Runtime, torch and a model server."""
+"""What every engine promises, over arithmetic, ONNX Runtime, torch, mlflow's own loader and a model server."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -61,6 +61,14 @@ def torch() -> Case:
     return Case(open_engine(*models.digit_torch(), "cpu"), rows, broken, [0, 5, 299], "bytes")
 
 
+def pyfunc() -> Case:
+    case = onnx()
+    values = case.broken["mean_area"].to_pylist()
+    values[568] = float("inf")  # float64 holds what float32 does not
+    broken = case.broken.set_column(case.broken.column_names.index("mean_area"), "mean_area", pa.array(values))
+    return replace(case, engine=open_engine(*models.cancer_pickle(), "cpu"), broken=broken)
+
+
 def remote() -> Case:
     stack = ExitStack()
     fake = stack.enter_context(model_server.serving())
@@ -70,7 +78,7 @@ def remote() -> Case:
     return Case(open_remote(model_server.PIN, endpoint), rows, broken, [0, 1, 499], "y", stack)
 
 
-@pytest.fixture(params=[arithmetic, onnx, torch, remote], ids=lambda make: make.__name__)
+@pytest.fixture(params=[arithmetic, onnx, torch, pyfunc, remote], ids=lambda make: make.__name__)
 def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     make: Callable[[], Case] = request.param
     made = make()

@@ -25,7 +25,7 @@ from tests.docs.pages import LANGUAGES, ROOT, Block, blocks
 
 MINIMAL = {"ingest": {"kafka": "rows"}, "infer": {"model": "m@champion"}, "decide": {"act": 0.9, "review": 0.5}}
 # Commands that the documents may use besides airflow's, which are parsed, and make's, which must be targets.
-OTHER_COMMANDS = {"pip"}
+OTHER_COMMANDS = {"openssl", "pip"}
 
 
 def ids(found: list[Block]) -> list[str]:
@@ -297,5 +297,7 @@ def test_every_other_command_exists() -> None:
         elif words[0] == "pip":
             named = re.findall(r"\[([\w,-]+)\]", command)
             assert named and set(named[0].split(",")) <= extras, f"{place}: {command}"
+        elif words[0] == "python":
+            assert words[1] == "-m" and (ROOT / f"{words[2].replace('.', '/')}.py").is_file(), f"{place}: {command}"
         else:
             assert words[0] in {"airflow", *OTHER_COMMANDS}, f"{place}: {command}"

@@ -28,7 +28,7 @@ from airflow_ai_provider.core.batch import Pin, digest_of
 from airflow_ai_provider.core.infer import cache
 from airflow_ai_provider.core.infer.engine import open_engine
 from airflow_ai_provider.core.infer.flow import infer
-from airflow_ai_provider.core.infer.pin import model_name, probe_registry, resolve_pin
+from airflow_ai_provider.core.infer.pin import probe_registry, resolve_pin
 from airflow_ai_provider.core.store import Store
 from airflow_ai_provider.errors import (
     ConnectionConfigError,
@@ -210,15 +210,6 @@ def test_a_pickled_model_is_refused_with_the_way_out(uri: str, tmp_path: Path) -
 def test_a_model_must_name_an_alias_or_a_version(model: str, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="name@alias"):
         resolve_pin(model, "sqlite:////nowhere.db", tmp_path)
-
-
-def test_names_are_read_out_of_both_forms() -> None:
-    assert [model_name(m) for m in ("triage@champion", "triage/3", "models:/triage/3", "a/b/3")] == [
-        "triage",
-        "triage",
-        "triage",
-        "a/b",
-    ]
 
 
 def test_a_version_deleted_in_mid_run_is_named(database_uri: str, tmp_path: Path) -> None:

@@ -289,7 +289,7 @@ class Pin:
     :param alias: the alias that was resolved; empty when a version was asked for.
     :param digest: SHA-256 over the sorted (path, SHA-256) of every artifact file.
     :param files: path → SHA-256 of each artifact file.
-    :param flavor: which engine opens it: ``onnx``, ``torch``, ``pyfunc``.
+    :param flavor: which engine opens it: ``onnx``, ``torch``, ``pyfunc``; ``served``: none here.
     :param signature: inputs and outputs as MLflow records them, each ``{"name", "type", …}``.
     :param metadata: what the trainer put beside the model: ``classes``, ``calibration``.
     :param registry: tracking URI it came from, without credentials.

@@ -4,20 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseOperator
+from airflow.sdk import BaseOperator, BaseOperatorLink
 
 from airflow_ai_provider.errors import SpecError
 from airflow_ai_provider.retry import retried
-from airflow_ai_provider.run import run_of
+from airflow_ai_provider.run import find_file, run_of
 
 if TYPE_CHECKING:
     from airflow_ai_provider.core.batch import Pin
     from airflow_ai_provider.core.infer.engine import Engine
     from airflow_ai_provider.core.infer.runner import Runner
     from airflow_ai_provider.core.infer.worker import Worker
+
+
+class ModelVersionLink(BaseOperatorLink):
+    """Open the pinned version in MLflow. Without an MLflow server there is nothing to open."""
+
+    key = "model_version_link"
+    name = "Model version"
+
+    @property
+    def xcom_key(self) -> str:
+        """Name the XCom that holds the link."""
+        return self.key
+
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:
+        """Return nothing: the UI takes the link from the XCom."""
+        return ""
 
 
 class PinModelOperator(BaseOperator):
@@ -27,43 +44,65 @@ class PinModelOperator(BaseOperator):
     the same run returns the same pin, wherever the alias points by then; the ledger keeps the history of pins.
 
     :param model: ``name@alias`` or ``name/version`` of a registered model. Templated.
+    :param model_policy: where an alias is looked up: ``current``, ``as_run`` (what this window was run with), ``as_of``
+        (where it pointed when the window ended), or several, tried in order. ``auto`` is ``current``, and in a backfill
+        ``as_run, current``. Templated.
+    :param allow_pickle: names of models that may be unpickled, which lets their files run code on the workers.
+    :param served: the model runs on a model server; its files are pinned, whatever their format, and not opened.
+    :param signed_by: PEM file (or its text) of the key or authority that must have signed the model; None takes the
+        connection's.
     :param mlflow_conn_id: connection of the MLflow registry.
     :param ledger_conn_id: connection of the ledger.
     :return: the pin (XCom): version, digest of every artifact file, signature.
-    :raises ModelPinError: no such model, alias or version, or no signature; a retry does not help.
+    :raises ModelPinError: no such model or version, no answer of the policy, not to be trusted; a retry does not help.
     :raises RegistryUnavailableError: the registry does not answer; a retry may help.
     """
 
-    template_fields: Sequence[str] = ("model",)
+    template_fields: Sequence[str] = ("model", "model_policy")
+    operator_extra_links = (ModelVersionLink(),)
     ui_color = "#e4dcff"
 
     def __init__(
         self,
         *,
         model: str,
+        model_policy: str | Sequence[str] = "auto",
+        allow_pickle: Sequence[str] = (),
+        served: bool = False,
+        signed_by: str | None = None,
         mlflow_conn_id: str = "mlflow_default",
         ledger_conn_id: str = "ai_ledger_default",
         **kwargs: Any,
     ) -> None:
         super().__init__(**retried(kwargs))
         self.model = model
+        self.model_policy = model_policy
+        self.allow_pickle = allow_pickle
+        self.served = served
+        self.signed_by = signed_by
         self.mlflow_conn_id = mlflow_conn_id
         self.ledger_conn_id = ledger_conn_id
 
     def execute(self, context: Any) -> dict[str, Any]:
-        """Resolve the model, unless this run has it pinned already."""
-        from airflow_ai_provider.core.infer.pin import model_name, resolve_pin
+        """Choose the version by the policy, unless this run has its pin already."""
+        from airflow_ai_provider.core.infer.choose import Asked, choose, read_policies
         from airflow_ai_provider.hooks.ledger import LedgerHook
         from airflow_ai_provider.hooks.mlflow import MlflowRegistryHook
 
-        run, ledger = run_of(context), LedgerHook(self.ledger_conn_id).get_ledger()
-        pin = ledger.pin_of(run.pipeline, run.run_id, model_name(self.model))
-        if pin is None:
-            registry = MlflowRegistryHook(self.mlflow_conn_id).tracking_uri()
-            found = resolve_pin(self.model, registry, this_worker().cache_dir)
-            pin = ledger.pin(run.pipeline, run.run_id, found)
-        self.log.info("%s is version %s, %s, for the whole run", self.model, pin.version, pin.digest[:19])
+        run, hook = run_of(context), MlflowRegistryHook(self.mlflow_conn_id)
+        policies = read_policies(self.model_policy, run.is_backfill)
+        at = run.due or datetime.now(UTC)
+        asked = Asked(run.pipeline, run.run_id, self.model, policies, run.period, at)
+        registry = hook.get_registry(this_worker().cache_dir, self.allow_pickle, self.served, self._key())
+        pin, why = choose(asked, LedgerHook(self.ledger_conn_id).get_ledger(), registry)
+        self.log.info("%s is version %s, %s, for the whole run: %s", self.model, pin.version, pin.digest[:19], why)
+        if link := hook.ui_link(pin.name, pin.version):
+            context["ti"].xcom_push(key=ModelVersionLink.key, value=link)
         return pin.to_dict()
+
+    def _key(self) -> str | None:
+        is_file = self.signed_by and "-----BEGIN" not in self.signed_by
+        return find_file(self.dag, self.signed_by, "keys") if is_file and self.signed_by else self.signed_by
 
 
 class BatchInferenceOperator(BaseOperator):

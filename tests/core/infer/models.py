@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,26 @@ def cancer_onnx() -> tuple[Pin, Path]:
     (folder / "model.onnx").write_bytes(model.SerializeToString())
     signature = columns_signature(cancer_rows().column_names[1:])
     return pin_folder(folder, "onnx", signature, classes=["malignant", "benign"]), folder
+
+
+def pyfunc_folder(name: str, rows: pa.Table, save: Any, **metadata: Any) -> tuple[Pin, Path]:
+    """What mlflow writes for a model, pinned as it would be where it is allowed."""
+    from mlflow.models import infer_signature
+
+    folder = fresh_folder(name)
+    signature = infer_signature(rows.drop_columns([ROW_ID]).to_pandas())
+    save(path=folder, signature=signature, pip_requirements=[])
+    inputs = json.loads(signature.to_dict()["inputs"])
+    return pin_folder(folder, "pyfunc", {"inputs": inputs, "outputs": []}, **metadata), folder
+
+
+@functools.cache
+def cancer_pickle() -> tuple[Pin, Path]:
+    """The same model as :func:`cancer_onnx`, as mlflow pickles it: labels, and probabilities when asked."""
+    import mlflow.sklearn
+
+    save = functools.partial(mlflow.sklearn.save_model, cancer_model(), serialization_format="pickle")
+    return pyfunc_folder("pickled_cancer", cancer_rows(), save, classes=["malignant", "benign"])
 
 
 @functools.cache

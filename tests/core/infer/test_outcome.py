@@ -203,5 +203,5 @@ def test_a_model_that_does_not_take_its_signature_is_refused_when_opened() -> No
 def test_a_flavor_without_an_engine_is_refused() -> None:
     folder = models.fresh_folder("other")
     (folder / "model.pkl").write_bytes(b"x")
-    with pytest.raises(ModelPinError, match="holds no model file"):
+    with pytest.raises(ModelPinError, match="no engine opens flavor 'sklearn'"):
         open_engine(models.pin_folder(folder, "sklearn", models.columns_signature(["a"])), folder, "cpu")

@@ -116,7 +116,16 @@ def test_without_an_undo_there_is_no_undo_task() -> None:
 
 def test_what_may_vary_per_run_is_a_param_with_bounds() -> None:
     p = made(RULED)
-    assert list(p.params) == ["model", "act", "review", "row_limit", "dry_run", "act_in_backfill", "replay"]
+    assert list(p.params) == [
+        "model",
+        "model_policy",
+        "act",
+        "review",
+        "row_limit",
+        "dry_run",
+        "act_in_backfill",
+        "replay",
+    ]
     assert p.params["act"].default == 0.9
     assert p.params["act"].bounds == {"minimum": 0, "maximum": 1}
     assert p.task("pin").arguments["model"] == "{{ params.model }}"

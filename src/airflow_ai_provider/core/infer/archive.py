@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from airflow_ai_provider.errors import ModelPinError
+from airflow_ai_provider.errors import ModelTrustError
 
 # What a graph may call: torch's own operators and arithmetic on shapes. Anything reachable from the module torch
 # would else be callable by name, torch.os.system among it.
@@ -61,12 +61,12 @@ def demand_safe(path: Path, what: str) -> None:
 
     :param path: the model file.
     :param what: the model, for the message.
-    :raises ModelPinError: when it is a pickle or holds what is not a graph or a tensor; no retry helps.
+    :raises ModelTrustError: when it is a pickle or holds what is not a graph or a tensor; no retry helps.
     """
     if is_torchscript(path):
         return
     for fault in _faults(path):
-        raise ModelPinError(
+        raise ModelTrustError(
             f"{what}: {path.name} is not opened, because loading it could run code: {fault}. Register the model by "
             "mlflow.pytorch.log_model(..., serialization_format='pt2'), or as ONNX.",
             path=path.name,

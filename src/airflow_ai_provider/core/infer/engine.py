@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from airflow_ai_provider.core.batch import Pin
-from airflow_ai_provider.errors import DeviceError, MissingExtraError, ModelPinError, SpecError
+from airflow_ai_provider.errors import DeviceError, MissingExtraError, ModelPinError, ModelTrustError, SpecError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 DEVICES = ("auto", "cpu", "cuda", "require_cuda")
+_EXTRAS = {"pyfunc": "mlflow"}
 log = logging.getLogger(__name__)
 
 
@@ -76,24 +77,27 @@ def open_engine(pin: Pin, folder: str | Path, device: str = "auto") -> Engine:
         raise SpecError(
             f"device {device!r} is none of {', '.join(DEVICES)}.", faults=[("device", f"{device!r} is not a device")]
         )
-    path = model_file(pin, Path(folder))
     engine: Engine
     try:
         if pin.flavor == "onnx":
             from airflow_ai_provider.core.infer.onnx import OnnxEngine
 
-            engine = OnnxEngine(pin, path, device)
+            engine = OnnxEngine(pin, model_file(pin, Path(folder)), device)
         elif pin.flavor == "torch":
             from airflow_ai_provider.core.infer.torch import TorchEngine
 
-            engine = TorchEngine(pin, path, device)
+            engine = TorchEngine(pin, model_file(pin, Path(folder)), device)
+        elif pin.flavor == "pyfunc":
+            from airflow_ai_provider.core.infer.pyfunc import PyfuncEngine
+
+            engine = PyfuncEngine(pin, Path(folder), device)
         else:
-            raise ModelPinError(f"no engine opens flavor {pin.flavor!r}; there are onnx and torch.", flavor=pin.flavor)
+            raise _unopened(pin)
     except ImportError as error:
         raise MissingExtraError(
             f"model {pin.name} needs what is not installed here ({error}). "
-            f"Run: pip install 'airflow-ai-provider[{pin.flavor}]'",
-            extra=pin.flavor,
+            f"Run: pip install 'airflow-ai-provider[{_EXTRAS.get(pin.flavor, pin.flavor)}]'",
+            extra=_EXTRAS.get(pin.flavor, pin.flavor),
         ) from error
     return engine
 
@@ -126,6 +130,17 @@ def usable_cores() -> int:
         return cores if quota == "max" else max(1, min(cores, math.ceil(int(quota) / int(period))))
     except (OSError, ValueError):
         return cores
+
+
+def _unopened(pin: Pin) -> ModelPinError:
+    if pin.flavor == "served":
+        return ModelTrustError(
+            f"model {pin.name} version {pin.version} was pinned to be predicted with on a model server, and is not "
+            "opened here. Give the infer task its endpoint, or pin without served=True and with allow_pickle="
+            f"[{pin.name!r}].",
+            flavor=pin.flavor,
+        )
+    return ModelPinError(f"no engine opens flavor {pin.flavor!r}; there are onnx, torch and pyfunc.", flavor=pin.flavor)
 
 
 def model_file(pin: Pin, folder: Path) -> Path:

@@ -1,7 +1,7 @@
 """The door to MLflow: an alias becomes one version, its bytes' digest and its signature, once.
 
-Invariants: mlflow is imported here and nowhere else; a registry that is down or hangs is an error within about twenty
-seconds; no credential gets into a pin or a message; a pickled model is refused, because a pickle is code.
+Invariants: a registry that is down or hangs is an error within about twenty seconds; no credential gets into a pin or a
+message; nothing is opened here, and what may be is said by :mod:`.trust`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -20,7 +21,9 @@ from urllib.request import getproxies, proxy_bypass
 import yaml
 
 from airflow_ai_provider.core.batch import Pin, digest_of
-from airflow_ai_provider.core.infer import archive, cache
+from airflow_ai_provider.core.infer import cache
+from airflow_ai_provider.core.infer.choose import parse_model
+from airflow_ai_provider.core.infer.trust import Trust, flavor_of
 from airflow_ai_provider.errors import (
     AiProviderError,
     ConnectionConfigError,
@@ -28,7 +31,6 @@ from airflow_ai_provider.errors import (
     ModelPinError,
     RegistryUnavailableError,
     SignatureError,
-    SpecError,
 )
 
 try:
@@ -53,30 +55,56 @@ _PATIENCE = {
 }
 _PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
 _environment_lock = threading.RLock()
+_DATA_ONLY = Trust()
 
 
-def model_name(model: str) -> str:
-    """Return the registered model's name out of ``name@alias`` or ``name/version``."""
-    return _parse(model)[0]
+class MlflowRegistry:
+    """A registry of MLflow's, as :class:`~airflow_ai_provider.core.infer.choose.Registry` promises.
+
+    :param tracking_uri: as :func:`resolve_pin` takes it.
+    :param cache_dir: as there.
+    :param trust: what may be opened.
+    """
+
+    def __init__(self, tracking_uri: str, cache_dir: str | Path, trust: Trust = _DATA_ONLY) -> None:
+        self._uri, self._cache_dir, self._trust = tracking_uri, cache_dir, trust
+        self.address = _without_login(tracking_uri)
+
+    def aliases(self, name: str) -> dict[str, str]:
+        with asking(self._uri) as client:
+            return _aliases(client, name)
+
+    def created(self, name: str, version: str) -> datetime | None:
+        with asking(self._uri) as client:
+            found = _found(lambda: client.get_model_version(name, version))
+        return datetime.fromtimestamp(found.creation_timestamp / 1000, UTC) if found else None
+
+    def resolve(self, model: str) -> Pin:
+        return resolve_pin(model, self._uri, self._cache_dir, self._trust)
 
 
-def resolve_pin(model: str, tracking_uri: str, cache_dir: str | Path) -> Pin:
+def resolve_pin(model: str, tracking_uri: str, cache_dir: str | Path, trust: Trust = _DATA_ONLY) -> Pin:
     """Fix a model: which version, and which bytes; leave the bytes in this machine's cache.
 
     :param model: ``name@alias`` or ``name/version`` of a registered model.
     :param tracking_uri: the registry: ``http(s)://`` (credentials as user:password@), ``sqlite:///``, ``file:``.
     :param cache_dir: folder that this machine's workers share.
+    :param trust: what may be opened, and who must have signed it.
     :return: the pin; whatever the alias does later, it names this version and these bytes.
     :raises SpecError: the model is not written as one of the two forms.
-    :raises ModelPinError: model, alias or version is not there, or its format is code; no retry helps.
+    :raises ModelPinError: model, alias or version is not there; no retry helps.
+    :raises ModelTrustError: its format is code, or it is not signed as asked; no retry helps.
     :raises SignatureError: the model has no signature; no retry helps.
     :raises RegistryUnavailableError: the registry does not answer; a retry may help.
     """
-    name, alias, version = _parse(model)
+    name, alias, wanted = parse_model(model)
     with asking(tracking_uri) as client, cache.aside(cache_dir) as folder:
-        version = _version_of(client, name, alias, version)
+        found = _find_version(client, name, alias, wanted)
+        version = str(found.version)
         _copy_files(client, name, version, folder)
         files = cache.hash_files(folder)
+        if trust.signed_by:
+            _demand_signed(found, folder, files, trust.signed_by)
         described = _described(folder, name, version)
         pin = Pin(
             name=name,
@@ -84,7 +112,7 @@ def resolve_pin(model: str, tracking_uri: str, cache_dir: str | Path) -> Pin:
             alias=alias,
             digest=digest_of(files),
             files=files,
-            flavor=_flavor(described, files, folder, f"model {name} version {version}"),
+            flavor=flavor_of(described, files, folder, trust, name=name, version=version),
             signature=_signature(described, name, version),
             metadata=json.loads(json.dumps(described.get("metadata") or {}, default=str)),
             registry=_without_login(tracking_uri),
@@ -116,21 +144,7 @@ def probe_registry(tracking_uri: str) -> str:
     return f"{_without_login(tracking_uri)} answers, {shown}"
 
 
-def _parse(model: str) -> tuple[str, str, str]:
-    """Split into name, alias, version; one of the last two is empty."""
-    name, at, alias = model.rpartition("@")
-    if at and name and alias:
-        return name, alias, ""
-    name, slash, version = model.removeprefix("models:/").rpartition("/")
-    if slash and name and version.isdecimal() and not at:
-        return name, "", version
-    raise SpecError(
-        f"model {model!r} names no alias or version. Write name@alias (triage@champion) or name/version (triage/3).",
-        faults=[("model", f"{model!r} is neither name@alias nor name/version")],
-    )
-
-
-def _version_of(client: MlflowClient, name: str, alias: str, version: str) -> str:
+def _aliases(client: MlflowClient, name: str) -> dict[str, str]:
     model = _found(lambda: client.get_registered_model(name))
     if model is None:
         names = _names(client)
@@ -140,7 +154,11 @@ def _version_of(client: MlflowClient, name: str, alias: str, version: str) -> st
             name=name,
             found=names,
         )
-    aliases = {str(key): str(value) for key, value in dict(model.aliases).items()}
+    return {str(key): str(value) for key, value in dict(model.aliases).items()}
+
+
+def _find_version(client: MlflowClient, name: str, alias: str, version: str) -> Any:
+    aliases = _aliases(client, name)
     if alias and alias not in aliases:
         raise ModelPinError(
             f"model {name} has no alias {alias!r}; it has {aliases or 'none'}. Set it "
@@ -166,7 +184,16 @@ def _version_of(client: MlflowClient, name: str, alias: str, version: str) -> st
             name=name,
             version=wanted,
         )
-    return wanted
+    return found
+
+
+def _demand_signed(found: Any, folder: Path, files: Mapping[str, str], signed_by: str) -> None:
+    """Check the signature that lies among the files or, if none does, in the version's tags."""
+    from airflow_ai_provider.core.infer.signing import SIGNATURE, demand_signed
+
+    inside = folder / SIGNATURE
+    text = inside.read_text(encoding="utf-8") if inside.is_file() else dict(found.tags).get(SIGNATURE, "")
+    demand_signed(folder, files, text, signed_by, f"model {found.name} version {found.version}")
 
 
 def _found(ask: Any) -> Any:
@@ -226,22 +253,6 @@ def _signature(described: Mapping[str, Any], name: str, version: str) -> dict[st
             version=version,
         )
     return read
-
-
-def _flavor(described: Mapping[str, Any], files: Mapping[str, str], folder: Path, what: str) -> str:
-    flavors = described.get("flavors") or {}
-    if "onnx" in flavors:
-        return "onnx"
-    if "pytorch" in flavors and archive.torch_files(files):
-        archive.demand_safe(folder / archive.torch_files(files)[0], what)
-        return "torch"
-    names = sorted(set(flavors) - {"python_function"}) or sorted(flavors)
-    raise ModelPinError(
-        f"{what} has flavor {', '.join(names) or 'none'}, which is opened by unpickling, and a pickle is code. "
-        "Register it as ONNX (skl2onnx or torch.onnx, then mlflow.onnx.log_model), or a torch model by "
-        "mlflow.pytorch.log_model(..., serialization_format='pt2').",
-        flavors=names,
-    )
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 
 from airflow_ai_provider.core.infer.runner import FIELDS as RUNNER_FIELDS
 from airflow_ai_provider.core.infer.shard import shards
-from airflow_ai_provider.core.pipeline.section import Ingest, Sections, Step, WakeUp
+from airflow_ai_provider.core.pipeline.section import Infer, Ingest, Sections, Step, WakeUp
 from airflow_ai_provider.core.pipeline.spec import Spec
 
 # A branch skips what has no rows: a step runs when nothing failed and at least one of its sources has rows.
@@ -122,7 +122,7 @@ def plan(spec: Spec) -> Plan:
     :param spec: a spec.
     :return: pin, ingest → infer → decide → review (when asked for) → the steps in order → undo (when a step has one).
     """
-    tasks = [_pin(), _ingest(spec.sections.ingest), *_infer(spec), _decide(spec)]
+    tasks = [_pin(spec.sections.infer), _ingest(spec.sections.ingest), *_infer(spec), _decide(spec)]
     if spec.sections.review:
         tasks.append(_review(spec))
     tasks += _steps(spec)
@@ -151,6 +151,12 @@ def _params(spec: Spec) -> dict[str, Param]:
         "model": Param(
             spec.sections.infer.model, "string", "Model for this run: name@alias or name/version", {"minLength": 3}
         ),
+        "model_policy": Param(
+            spec.sections.infer.model_policy,
+            "string",
+            "Where its alias is looked up: current, as_run, as_of, several with commas between, or auto",
+            {"minLength": 4},
+        ),
         "act": Param(spec.policy.act, "number", "Act at or above this confidence", bar),
         "review": Param(spec.policy.review, "number", "Ask a person at or above this confidence; not above act", bar),
         "row_limit": Param(
@@ -166,8 +172,15 @@ def _params(spec: Spec) -> dict[str, Param]:
     return params
 
 
-def _pin() -> TaskPlan:
-    return TaskPlan("pin", "pin", {"model": "{{ params.model }}"})
+def _pin(infer: Infer) -> TaskPlan:
+    arguments = {
+        "model": "{{ params.model }}",
+        "model_policy": "{{ params.model_policy }}",
+        "allow_pickle": infer.allow_pickle or None,
+        "served": True if infer.endpoint else None,
+        "signed_by": infer.signed_by,
+    }
+    return TaskPlan("pin", "pin", _given(arguments))
 
 
 def _ingest(section: Ingest) -> TaskPlan:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Strict, Tag
 
 from airflow_ai_provider.core.batch import share_or_count
+from airflow_ai_provider.core.infer.choose import read_policies
 from airflow_ai_provider.core.infer.shard import MOST
 from airflow_ai_provider.errors import SpecError
 
@@ -82,6 +83,15 @@ def _read_model(value: str) -> str:
     return value
 
 
+def _read_policy(value: Any) -> Any:
+    try:
+        policies = read_policies(value)
+    except (SpecError, TypeError):
+        several = "Write auto, or one of current, as_run and as_of, or a list of these"
+        raise ValueError(f"{value!r} does not say where the model is looked up. {several}") from None
+    return value if value == "auto" else ", ".join(policies)
+
+
 def _read_endpoint(value: str) -> str:
     if not value.startswith("/"):
         raise ValueError(f"{value!r} must start with '/': host and port are the connection's")
@@ -134,6 +144,9 @@ class Infer(Section):
     """Which model predicts, and on what."""
 
     model: Annotated[str, AfterValidator(_read_model)]
+    model_policy: Annotated[str, BeforeValidator(_read_policy)] = "auto"
+    allow_pickle: Annotated[tuple[Text, ...], Strict(False)] = ()
+    signed_by: Text | None = None
     device: Literal["auto", "cpu", "cuda", "require_cuda"] = "auto"
     batch_size: Annotated[int, Field(ge=1)] | None = None
     max_failed: Limit | None = None
