@@ -20,6 +20,7 @@ _FACE = {
     "ReplayQuarantineOperator": "operators.ingest",
     "ReviewOperator": "operators.decide",
     "ValidatedIngestOperator": "operators.ingest",
+    "FindBatchesOperator": "operators.batch",
     "PromoteModelOperator": "operators.model",
     "QuantizeModelOperator": "operators.model",
     "Fallback": "core.decide.policy",
@@ -32,6 +33,7 @@ _FACE = {
     "Undo": "core.act.value",
     "build_dag": "dag_factory",
     "load_pipelines": "dag_factory",
+    "on_model": "schedule",
     "on_topic": "schedule",
     "errors": "errors",
     "placement": "place",
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from airflow_ai_provider.dag_factory import load_pipelines as load_pipelines
     from airflow_ai_provider.operators.act import ApiActionOperator as ApiActionOperator
     from airflow_ai_provider.operators.act import CompensateOperator as CompensateOperator
+    from airflow_ai_provider.operators.batch import FindBatchesOperator as FindBatchesOperator
     from airflow_ai_provider.operators.decide import ConfidenceBranchOperator as ConfidenceBranchOperator
     from airflow_ai_provider.operators.decide import ReviewOperator as ReviewOperator
     from airflow_ai_provider.operators.infer import BatchInferenceOperator as BatchInferenceOperator
@@ -65,6 +68,7 @@ if TYPE_CHECKING:
     from airflow_ai_provider.operators.model import PromoteModelOperator as PromoteModelOperator
     from airflow_ai_provider.operators.model import QuantizeModelOperator as QuantizeModelOperator
     from airflow_ai_provider.place import placement as placement
+    from airflow_ai_provider.schedule import on_model as on_model
     from airflow_ai_provider.schedule import on_topic as on_topic
 
 

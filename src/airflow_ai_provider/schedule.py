@@ -43,6 +43,30 @@ def on_topic(
     return _woken_by(f"{conn_id}/{topic}", f"ai-topic://{conn_id}/{topic}", trigger, sweep)
 
 
+def on_model(
+    model: str,
+    *,
+    sweep: str | None = None,
+    every: timedelta = timedelta(minutes=1),
+    mlflow_conn_id: str = "mlflow_default",
+) -> Any:
+    """Make a schedule that starts a run when a model's alias has moved to another version.
+
+    A triggerer must run. The run pins for itself; the first look only remembers where the alias points.
+
+    :param model: ``name@alias``.
+    :param sweep: cron line or preset of runs by the clock besides; None: none.
+    :param every: least time between two looks.
+    :param mlflow_conn_id: connection of the MLflow registry.
+    :return: for ``DAG(schedule=…)``.
+    """
+    from airflow_ai_provider.triggers.registry import ModelAliasTrigger
+
+    trigger = ModelAliasTrigger(model, mlflow_conn_id, interval_s=every.total_seconds())
+    name = f"{mlflow_conn_id}/{model}"
+    return _woken_by(name, f"ai-model://{mlflow_conn_id}/{model.replace('@', '/')}", trigger, sweep)
+
+
 def _woken_by(name: str, uri: str, trigger: BaseEventTrigger, sweep: str | None) -> Any:
     asset = Asset(name=name, uri=uri, group="ai", watchers=[AssetWatcher(name=name, trigger=trigger)])
     if sweep is None:

@@ -28,6 +28,7 @@ PAGE_OF = {
     "CompensateOperator": "compensate",
     "ReplayQuarantineOperator": "replay",
     "QuantizeModelOperator": "quantize",
+    "FindBatchesOperator": "rescore",
     "PromoteModelOperator": "promote",
 }
 
