@@ -43,6 +43,15 @@ def dag() -> Any:
         undo = face.CompensateOperator(task_id="undo", actions=[ticket.output, page.output])
         ticket >> page >> undo
         face.ReplayQuarantineOperator(task_id="replay", batch=batch.output, corrections="fixed.json")
+        smaller = face.QuantizeModelOperator(task_id="quantize", model=pin.output, batch=batch.output)
+        face.PromoteModelOperator(
+            task_id="promote",
+            champion=pin.output,
+            challenger=smaller.output,
+            batch=batch.output,
+            gate={"agreement": 0.9},
+        )
+        face.FindBatchesOperator(task_id="find", pipeline="tumour_triage")
     return made
 
 

@@ -77,8 +77,4 @@ def _verify(folder: Path, signature: str, signed_by: str) -> None:
 def _covered(signature: str) -> set[str]:
     """Return the files that a verified signature names: it may leave some out, and says so itself."""
     payload = json.loads(base64.b64decode(json.loads(signature)["dsseEnvelope"]["payload"]))
-    predicate = payload["predicate"]
-    names = [str(resource["name"]) for resource in predicate["resources"]]
-    if predicate["serialization"]["method"] == "shards":  # path:first:end
-        names = [name.rsplit(":", 2)[0] for name in names]
-    return set(names)
+    return {str(resource["name"]) for resource in payload["predicate"]["resources"]}
