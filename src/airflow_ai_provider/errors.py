@@ -10,6 +10,7 @@
     │   ├── LedgerStateError              a ledger line has moved on since it was read
     │   ├── EngineUnavailableError        a model server did not answer
     │   ├── DeviceBusyError               every GPU of the worker stayed taken
+    │   ├── EngineMemoryError             a call of the model did not fit into memory
     │   └── ActionUnavailableError        the receiver said "later" and surely did nothing
     ├── TerminalError                     the same input fails again
     │   ├── SpecError (ValueError)        what the author wrote cannot be run
@@ -75,6 +76,10 @@ class LedgerUnavailableError(TransientError):
 
 class LedgerStateError(TransientError):
     """A ledger line has moved on since it was read: another process works on it, and a retry reads it again."""
+
+
+class EngineMemoryError(TransientError):
+    """A call of the model did not fit into memory: the next try makes smaller ones, or finds more memory free."""
 
 
 class EngineUnavailableError(TransientError):

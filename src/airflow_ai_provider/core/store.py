@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from airflow_ai_provider.core.batch import BatchRef, Manifest, Part, canonical_json
-from airflow_ai_provider.core.file_system import asking, open_file_system, put, writes_whole
+from airflow_ai_provider.core.file_system import asking, is_local, open_file_system, put, writes_whole
 from airflow_ai_provider.errors import ConnectionConfigError, CorruptBatchError, SourceUnavailableError
 
 MANIFEST = "manifest.json"
@@ -149,6 +149,34 @@ class Store:
                 "Check that it is reachable and lets us; the retry removes it.",
                 path=path,
             ) from error
+
+    def create_bytes(self, path: str, data: bytes) -> bytes:
+        """Write a file under the root unless one is there: of several writers the first wins.
+
+        :return: what is there now.
+        :raises SourceUnavailableError: when the store does not take it (down, full); a retry may help.
+        """
+        with asking(self._fs, f"the store at {self.root} did not take {path} ({len(data)} bytes)", path=path):
+            try:
+                self._create(f"{self._path}/{path}", data)
+                return data
+            except FileExistsError:
+                pass
+        held = self.read_bytes(path)
+        return data if held is None else held
+
+    def _create(self, target: str, data: bytes) -> None:
+        if not is_local(self._fs):
+            self._fs.pipe_file(target, data, mode="create")
+            return
+        # A link to a whole file: on a disk fsspec looks first and writes then, and others come between.
+        self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+        aside = f"{target}.{uuid.uuid4().hex[:12]}.aside"
+        put(self._fs, aside, data)
+        try:
+            self._fs.link(aside, target)
+        finally:
+            self._fs.rm_file(aside)
 
     def _relative(self, uri: str) -> str:
         if not uri.startswith(self.root + "/"):

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Self
 
 import pyarrow as pa
@@ -33,7 +34,8 @@ class ArithmeticEngine:
     batch_size = 1000
     workers = 2
     steady = True
-    padding: dict[str, Any] | None = None
+    tunable = True
+    traits: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -28,10 +28,10 @@ class Engine(Protocol):
     """Predict rows with one loaded model.
 
     Attributes: ``name`` of the engine; ``device`` it really runs on (``cpu`` or ``cuda``); ``batch_size``, the rows
-    (of sequences the tokens) per call of the model when the author names none; ``workers``, how many calls of
-    :meth:`predict` may run at once; ``row_bytes``, memory that one row needs as the model's input; ``steady``, true
-    when a row's prediction has the same bits whatever the batch size; ``padding``, how rows of different lengths are
-    padded, on which bits depend (plain JSON; None for rows of one size).
+    (of sequences the tokens) per call of the model when nobody knows better; ``tunable``, whether another number may be
+    tried; ``workers``, how many calls of :meth:`predict` may run at once; ``row_bytes``, memory that one row needs as
+    the model's input; ``steady``, true when a row's prediction has the same bits whatever the batch size; ``traits``,
+    what else its bits depend on, as plain JSON (``padding`` of rows of different lengths, ``precision`` …).
     """
 
     name: str
@@ -40,7 +40,8 @@ class Engine(Protocol):
     workers: int
     row_bytes: int
     steady: bool
-    padding: dict[str, Any] | None
+    tunable: bool
+    traits: Mapping[str, Any]
 
     def needs(self, schema: pa.Schema) -> Sequence[str]:
         """Return the columns that :meth:`predict` reads, or raise SignatureError when the rows do not fit."""
@@ -53,6 +54,7 @@ class Engine(Protocol):
         :return: ``_row_id`` as given; ``prediction``; ``score`` (float64: probability of the predicted class,
             uncalibrated; null for a number); ``probabilities`` (list of float32, or null); ``error`` (text, null when
             the row was predicted: then the three others are null).
+        :raises MemoryError: a call did not fit into memory; the caller tries again with a smaller ``batch_size``.
         """
 
     def close(self) -> None:

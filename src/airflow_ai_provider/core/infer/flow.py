@@ -9,13 +9,14 @@
 Invariants: part *n* of the predictions holds the rows of part *n* of the input, in their order; a killed try costs the
 parts in flight (one being predicted, one being written) and nothing else; memory is bounded by a few parts, however
 many there are. Same pin and same input give the same bytes on one kind of device, whatever the batch size; torch, and
-any engine on a GPU, round by the batch size, so there it is part of the batch's name. Another release of an engine, or
-a processor with other instructions, may round otherwise.
+any engine on a GPU, round by the batch size, so there it is settled before the first row and part of the batch's name.
+Another release of an engine, or a processor with other instructions, may round otherwise.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,13 +27,14 @@ from typing import Any
 import pyarrow as pa
 
 from airflow_ai_provider.core.batch import ACCEPTED, PREDICTIONS, ROW_ID, BatchRef, Part, Pin, digest_of, exceeds
+from airflow_ai_provider.core.infer.batch_size import Batch, BatchSize, SizeMemory, settle
 from airflow_ai_provider.core.infer.engine import Engine
 from airflow_ai_provider.core.infer.outcome import COLUMNS
 from airflow_ai_provider.core.infer.part import DonePart, PartShelf
 from airflow_ai_provider.core.infer.progress import Progress
 from airflow_ai_provider.core.infer.shard import WHOLE, Shard
 from airflow_ai_provider.core.store import Store
-from airflow_ai_provider.errors import BatchRejectedError, RowMismatchError, SpecError
+from airflow_ai_provider.errors import BatchRejectedError, RowMismatchError
 
 log = logging.getLogger(__name__)
 _CHUNK_ROWS, _CHUNK_BYTES = 16_384, 32 << 20
@@ -46,6 +48,7 @@ def infer(
     *,
     pipeline: str,
     batch_size: int | None = None,
+    memory: SizeMemory | None = None,
     max_failed: float | int | None = None,
     progress: Callable[[str], None] = log.info,
 ) -> BatchRef:
@@ -56,15 +59,19 @@ def infer(
     :param store: where the input lies and the predictions go.
     :param engine: the loaded model.
     :param pipeline: whose predictions these are.
-    :param batch_size: rows per call of the model; None takes the engine's own.
+    :param batch_size: rows (of sequences: tokens) per call of the model; None finds it.
+    :param memory: what this worker has found for other batches; None starts anew.
     :param max_failed: share (float below 1) or count (int) of rows that may fail; None sets no limit.
     :param progress: takes a line about every five seconds and one at the end.
     :return: reference of the predictions: kind and table ``predictions``.
     :raises SignatureError: the rows have not what the model takes; nothing was predicted, no retry helps.
     :raises RowMismatchError: the engine lost, doubled or reordered rows; no retry helps.
+    :raises EngineMemoryError: a call did not fit into memory and could not be made smaller; a retry may help.
     :raises BatchRejectedError: more rows failed than ``max_failed``; the batch is not landed, no retry helps.
     """
-    recipe, done = predict(batch, pin, store, engine, pipeline=pipeline, batch_size=batch_size, progress=progress)
+    recipe, done = predict(
+        batch, pin, store, engine, pipeline=pipeline, batch_size=batch_size, memory=memory, progress=progress
+    )
     return land(recipe, done, store, pipeline=pipeline, max_failed=max_failed)
 
 
@@ -105,6 +112,7 @@ def predict(
     pipeline: str,
     shard: Shard = WHOLE,
     batch_size: int | None = None,
+    memory: SizeMemory | None = None,
     progress: Callable[[str], None] = log.info,
 ) -> tuple[Recipe, list[DonePart]]:
     """Predict and store the parts of one shard of a batch; nothing is landed.
@@ -112,15 +120,19 @@ def predict(
     :param shard: which parts; the other parameters and errors are those of :func:`infer`.
     :return: what the batch is made from, and the stored parts of the shard, in order.
     """
-    size = _checked(batch_size, engine)
-    options: dict[str, Any] = {"engine": engine.name, "device": engine.device}
-    if engine.padding:
-        options["padding"] = engine.padding
+    parts = store.manifest(batch).table(ACCEPTED)
+    options: dict[str, Any] = {"engine": engine.name, "device": engine.device, **engine.traits}
+    described = Batch(
+        batch.batch_id,
+        Recipe(batch, pin, options).made_from,
+        sum(part.row_count for part in parts),
+        lambda: _first_rows(batch, parts, store, engine),
+    )
+    size = settle(batch_size, engine, described, store=store, pipeline=pipeline, memory=memory)
     if not engine.steady:
-        options["batch_size"] = size
+        options["batch_size"] = size.now
     recipe = Recipe(batch, pin, options)
-    parts = enumerate(store.manifest(batch).table(ACCEPTED))
-    sources = {number: part for number, part in parts if shard.takes(number)}
+    sources = {number: part for number, part in enumerate(parts) if shard.takes(number)}
     told = Progress(progress, sum(source.row_count for source in sources.values()))
     done = _Job(batch, store, engine, size, recipe.shelf(store, pipeline), told).run(sources)
     told.finish(sum(part.failed for part in done), f"{engine.name}, {engine.device}")
@@ -157,7 +169,7 @@ class _Job:
     batch: BatchRef
     store: Store
     engine: Engine
-    batch_size: int
+    size: BatchSize
     shelf: PartShelf
     told: Progress
     columns: list[str] = field(default_factory=list)
@@ -209,24 +221,31 @@ class _Job:
     def _read_first(self, source: Part) -> pa.Table:
         """Ask the engine, before the first row, whether the rows fit, and which columns it reads."""
         rows = self._read(source, None)
-        self.columns = list(dict.fromkeys([ROW_ID, *self.engine.needs(rows.schema)]))
+        self.columns = _columns(rows, self.engine)
         return rows.select(self.columns)
 
     def _read(self, source: Part, columns: list[str] | None) -> pa.Table:
-        rows = self.store.read_part(self.batch, source, columns).combine_chunks()
-        if rows.num_rows != source.row_count:
-            raise RowMismatchError(
-                f"{source.path} of batch {self.batch.batch_id} holds {rows.num_rows} rows, its manifest says "
-                f"{source.row_count}. Clear the task that wrote it.",
-                path=source.path,
-            )
-        return rows
+        return _read(self.store, self.batch, source, columns)
 
     def _start(self, rows: pa.Table, work: ThreadPoolExecutor) -> list[tuple[pa.Table, Future[pa.Table]]]:
         """Cut a part into chunks and let the workers at them."""
-        length = chunk_rows(rows.num_rows, self.batch_size, self.engine.row_bytes, self.engine.workers)
+        unit = 1 if "padding" in self.engine.traits else self.size.now
+        length = chunk_rows(rows.num_rows, unit, self.engine.row_bytes, self.engine.workers)
         chunks = [rows.slice(start, length) for start in range(0, max(1, rows.num_rows), length)]
-        return [(chunk, work.submit(self.engine.predict, chunk, self.batch_size)) for chunk in chunks]
+        return [(chunk, work.submit(self._predict, chunk)) for chunk in chunks]
+
+    def _predict(self, rows: pa.Table) -> pa.Table:
+        """Predict some rows; when a call does not fit into memory, the same rows in smaller calls."""
+        while True:
+            size, started = self.size.now, time.perf_counter()
+            try:
+                predicted = self.engine.predict(rows, size)
+            except MemoryError as error:
+                self.size.halve(size, error)
+                continue
+            if rows.num_rows >= size or "padding" in self.engine.traits:
+                self.size.took(size, max(1, rows.num_rows), time.perf_counter() - started)
+            return predicted
 
     def _account(self, rows: pa.Table, predicted: pa.Table) -> pa.Table:
         """Let nothing through but the very rows that went in."""
@@ -267,15 +286,25 @@ def _finished(entry: tuple[int, Future[DonePart]]) -> tuple[int, DonePart]:
     return entry[0], entry[1].result()
 
 
-def _checked(batch_size: int | None, engine: Engine) -> int:
-    if batch_size is None:
-        return engine.batch_size
-    if batch_size < 1:
-        raise SpecError(
-            f"batch_size is {batch_size}; it counts rows per call of the model, at least 1 (None: the engine's own).",
-            faults=[("batch_size", f"{batch_size} is less than 1")],
+def _first_rows(batch: BatchRef, parts: Sequence[Part], store: Store, engine: Engine) -> pa.Table:
+    """Read some rows to try the model with."""
+    rows = _read(store, batch, max(parts, key=lambda part: part.row_count), None)
+    return rows.select(_columns(rows, engine))
+
+
+def _columns(rows: pa.Table, engine: Engine) -> list[str]:
+    return list(dict.fromkeys([ROW_ID, *engine.needs(rows.schema)]))
+
+
+def _read(store: Store, batch: BatchRef, source: Part, columns: list[str] | None) -> pa.Table:
+    rows = store.read_part(batch, source, columns).combine_chunks()
+    if rows.num_rows != source.row_count:
+        raise RowMismatchError(
+            f"{source.path} of batch {batch.batch_id} holds {rows.num_rows} rows, its manifest says "
+            f"{source.row_count}. Clear the task that wrote it.",
+            path=source.path,
         )
-    return batch_size
+    return rows
 
 
 def _reasons(store: Store, folder: str, done: Sequence[DonePart]) -> list[str]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from airflow_ai_provider.core.batch import ACCEPTED, BatchRef, Part, Pin
+from airflow_ai_provider.core.infer.batch_size import SizeMemory
 from airflow_ai_provider.core.infer.engine import Engine
 from airflow_ai_provider.core.infer.flow import Recipe, land, predict
 from airflow_ai_provider.core.infer.part import DonePart
@@ -74,6 +75,7 @@ def predict_shard(
     *,
     pipeline: str,
     batch_size: int | None = None,
+    memory: SizeMemory | None = None,
     progress: Callable[[str], None] = log.info,
 ) -> ShardReport:
     """Predict and store one shard's parts; nothing is landed.
@@ -88,7 +90,15 @@ def predict_shard(
     if shard.index == 1 or any(shard.takes(n) for n in range(len(store.manifest(batch).table(ACCEPTED)))):
         with open_engine() as engine:
             recipe, done = predict(
-                batch, pin, store, engine, pipeline=pipeline, shard=shard, batch_size=batch_size, progress=progress
+                batch,
+                pin,
+                store,
+                engine,
+                pipeline=pipeline,
+                shard=shard,
+                batch_size=batch_size,
+                memory=memory,
+                progress=progress,
             )
         options, failed = recipe.options, sum(part.failed for part in done)
     return ShardReport(shard, batch.digest, pin.digest, options, failed)

@@ -7,7 +7,8 @@ one thread, which for small models gives more rows per second than one call on a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,7 +22,7 @@ from airflow_ai_provider.core.infer.engine import settle_device, usable_cores
 from airflow_ai_provider.core.infer.features import features_of
 from airflow_ai_provider.core.infer.inputs import Array, InputSpec
 from airflow_ai_provider.core.infer.outcome import narrow, predictions, settle_reading
-from airflow_ai_provider.errors import SignatureError
+from airflow_ai_provider.errors import EngineMemoryError, SignatureError
 
 _CUDA = "CUDAExecutionProvider"
 _TYPES = {
@@ -33,6 +34,7 @@ _TYPES = {
     "tensor(bool)": np.bool_,
     "tensor(string)": np.object_,
 }
+_FULL = re.compile("allocate memory|bad.?alloc|out of memory|ALLOC_FAILED", re.IGNORECASE)
 # Same bits at each run: without these the fastest algorithm of the moment is taken, and 10-bit mantissas.
 _CUDA_OPTIONS = {"cudnn_conv_algo_search": "DEFAULT", "use_tf32": "0"}
 
@@ -64,13 +66,14 @@ class OnnxEngine:
         self.steady = self.device == "cpu"
         # Where a call is filled up for the same bits, few widths make full calls.
         self._features = features_of(pin, specs, steps=16 if self.steady else 4)
-        self.padding = self._features.padding
         first = specs[0].shape[0] if specs[0].shape else -1
         self._calls = Calls(max(0, first), self.steady)
         self.row_bytes = self._features.row_bytes
-        self.batch_size = (
-            suggest_token_budget(self.device) if self.padding else suggest_batch_size(self.row_bytes, self.device)
-        )
+        padding = self._features.padding
+        self.traits: Mapping[str, Any] = {"padding": padding} if padding else {}
+        self.tunable = not self._calls.fixed
+        suggested = suggest_token_budget(self.device) if padding else suggest_batch_size(self.row_bytes, self.device)
+        self.batch_size = self._calls.fixed or suggested
         self.workers = cores if self.device == "cpu" else 2
         self._outputs = [declared.name for declared in self._session.get_outputs()]
         kept, self._reading = narrow(settle_reading(self._try, pin.metadata))
@@ -109,12 +112,19 @@ class OnnxEngine:
         self.close()
 
     def _run(self, arrays: list[Array]) -> list[Any]:
-        return list(self._session.run(self._outputs, dict(zip(self._names, arrays, strict=True))))
+        try:
+            return list(self._session.run(self._outputs, dict(zip(self._names, arrays, strict=True))))
+        except Exception as error:  # ONNX Runtime has a class per status code, and none for a full memory
+            if _FULL.search(str(error)):
+                raise MemoryError(str(error).splitlines()[0][:300]) from error
+            raise
 
     def _try(self, fill: float) -> list[Any]:
         sample = self._features.sample(fill, self._calls.fixed or 2)
         try:
             return self._run(sample)
+        except MemoryError as error:
+            raise EngineMemoryError(f"the model does not fit into memory: {error}. Free the device.") from error
         except Exception as error:  # ONNX Runtime has a class per status code, none of them public
             raise SignatureError(
                 f"the model does not take what its signature says ({[list(a.shape) for a in sample]} of "

@@ -6,7 +6,7 @@ reported; every call has the same number of rows, because torch's results differ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,7 +22,7 @@ from airflow_ai_provider.core.infer.engine import settle_device, usable_cores
 from airflow_ai_provider.core.infer.features import features_of
 from airflow_ai_provider.core.infer.inputs import Array
 from airflow_ai_provider.core.infer.outcome import narrow, predictions, settle_reading
-from airflow_ai_provider.errors import SignatureError
+from airflow_ai_provider.errors import EngineMemoryError, SignatureError
 
 
 class TorchEngine:
@@ -52,11 +52,12 @@ class TorchEngine:
         self._model, fixed = _open(path, self.device)
         self._calls = Calls(fixed, self.steady)
         self._features = features_of(pin, [], steps=4)
-        self.padding = self._features.padding
         self.row_bytes = self._features.row_bytes
-        self.batch_size = (
-            suggest_token_budget(self.device) if self.padding else suggest_batch_size(self.row_bytes, self.device)
-        )
+        padding = self._features.padding
+        self.traits: Mapping[str, Any] = {"padding": padding} if padding else {}
+        self.tunable = not self._calls.fixed
+        suggested = suggest_token_budget(self.device) if padding else suggest_batch_size(self.row_bytes, self.device)
+        self.batch_size = self._calls.fixed or suggested
         # One call uses all cores; on a GPU a second one prepares its rows meanwhile.
         self.workers = 1 if self.device == "cpu" else 2
         self._kept: list[int] | None = None
@@ -85,6 +86,16 @@ class TorchEngine:
         self.close()
 
     def _run(self, arrays: list[Array]) -> list[Array]:
+        try:
+            return self._forward(arrays)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                if self.device == "cuda":
+                    torch.cuda.empty_cache()
+                raise MemoryError(str(error).splitlines()[0][:300]) from error
+            raise
+
+    def _forward(self, arrays: list[Array]) -> list[Array]:
         # Inside, not around the workers: the mode belongs to the thread.
         with torch.inference_mode():
             outputs = self._model(*(_to_tensor(array, self.device) for array in arrays))
@@ -96,6 +107,8 @@ class TorchEngine:
         sample = self._features.sample(fill, self._calls.fixed or 2)
         try:
             return self._run(sample)
+        except MemoryError as error:
+            raise EngineMemoryError(f"the model does not fit into memory: {error}. Free the device.") from error
         except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
             raise SignatureError(
                 f"the model does not take what its signature says ({[list(a.shape) for a in sample]} of "

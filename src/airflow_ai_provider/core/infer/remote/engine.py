@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
@@ -85,7 +86,8 @@ class RemoteEngine:
 
     device = "remote"
     steady = False
-    padding: dict[str, Any] | None = None
+    tunable = False  # its connection says how much is asked at a time
+    traits: Mapping[str, Any] = MappingProxyType({})
     workers = 2  # one prepares its rows while the other waits
 
     def __init__(self, pin: Pin, endpoint: RemoteEndpoint, wire: Wire, line: Line) -> None:
