@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -240,3 +241,10 @@ def test_options_of_the_file_system_are_written_nowhere(tmp_path: Path) -> None:
     memory = fsspec.filesystem("memory")
     stored = [memory.cat_file(path).decode("latin1") for path in memory.find("/")]
     assert not [t for t in (repr(store), str(ref), *stored) if "hunter2" in t]
+
+
+def test_of_several_who_create_a_file_the_first_wins_and_all_are_told(store: Store) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        told = set(pool.map(lambda i: store.create_bytes("p/choice.json", b"%d" % i * 1000), range(40)))
+    assert told == {store.read_bytes("p/choice.json")} and len(told.pop()) >= 1000
+    assert store.create_bytes("p/choice.json", b"late") != b"late"

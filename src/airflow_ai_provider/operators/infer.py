@@ -155,6 +155,7 @@ class BatchInferenceOperator(BaseOperator):
     def execute(self, context: Any) -> dict[str, Any]:
         """Check the pin, open the engine, predict."""
         from airflow_ai_provider.core.batch import BatchRef, Pin, share_or_count
+        from airflow_ai_provider.core.infer.batch_size import SizeMemory
         from airflow_ai_provider.core.infer.flow import infer
         from airflow_ai_provider.core.infer.gather import predict_shard
         from airflow_ai_provider.core.infer.runner import Runner
@@ -165,6 +166,7 @@ class BatchInferenceOperator(BaseOperator):
         runner = self.runner if isinstance(self.runner, Runner) else Runner.from_dict(self.runner or {})
         store, limit = StoreHook(self.store_conn_id).get_store(), share_or_count(self.max_failed)
         asked: Any = {"pipeline": run_of(context).pipeline, "batch_size": runner.batch_size}
+        asked["memory"] = SizeMemory(cache_dir())
         if self.shard:
             _demand_no_limit(limit)
             opened = partial(self._open, pin, runner, context)

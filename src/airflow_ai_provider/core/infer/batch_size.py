@@ -91,9 +91,9 @@ class BatchSize:
                     "the device, or run the task on a worker with more memory.",
                     batch_size=size,
                 ) from why
+            log.warning("a call of %d did not fit into memory (%s)", size, why)
+            self.starved(size // 2)  # when it raises, the number stays: no row is predicted with another
             self.now, self.searches, self.most = size // 2, False, size // 2
-            log.warning("a call of %d did not fit into memory (%s): going on with %d", size, why, self.now)
-            self.starved(self.now)
 
 
 def next_size(rates: Mapping[int, float], start: int, most: int) -> tuple[int, bool]:
