@@ -166,7 +166,7 @@ class BatchInferenceOperator(BaseOperator):
         runner = self.runner if isinstance(self.runner, Runner) else Runner.from_dict(self.runner or {})
         store, limit = StoreHook(self.store_conn_id).get_store(), share_or_count(self.max_failed)
         asked: Any = {"pipeline": run_of(context).pipeline, "batch_size": runner.batch_size}
-        asked["memory"] = SizeMemory(cache_dir())
+        asked["memory"] = SizeMemory(this_worker().cache_dir)
         if self.shard:
             _demand_no_limit(limit)
             opened = partial(self._open, pin, runner, context)
