@@ -17,23 +17,16 @@ from typing import Any
 
 from airflow_ai_provider.core.ingest.flow import IngestRun, ingest
 from airflow_ai_provider.core.ingest.kafka import KafkaReader
-from airflow_ai_provider.core.ingest.validate import GxValidator
 from airflow_ai_provider.core.ledger import Ledger
 from airflow_ai_provider.core.ledger_sql import open_ledger
 from airflow_ai_provider.core.store import MANIFEST, Store
 from airflow_ai_provider.errors import SpanConflictError, TransientError
+from airflow_ai_provider.testing import RuleValidator
 
 PIPELINE = "killed"
 STEPS = ("start", "plan", "claim", "read", "decode", "write", "manifest", "landed", "publish", "end")
 LATER, CONFLICT, BROKEN = 3, 4, 5
 """Exit codes: a transient error; another run was quicker with these rows; anything else."""
-SUITE: dict[str, Any] = {
-    "name": "killed",
-    "expectations": [
-        {"type": "expect_column_values_to_be_of_type", "kwargs": {"column": "n", "type_": "int"}},
-        {"type": "expect_column_values_to_be_between", "kwargs": {"column": "v", "min_value": 0, "max_value": 99}},
-    ],
-}
 
 
 @dataclass(frozen=True)
@@ -87,7 +80,14 @@ def work(world: World, run_key: str, step: Synchronized[int], aim: Aim | None = 
                 aim.take()
 
         _watch(source, store, ledger, begin)
-        ingest(source, GxValidator(SUITE), store, ledger, IngestRun(PIPELINE, run_key, run_key), progress=_say_nothing)
+        ingest(
+            source,
+            RuleValidator(_find_negative, {"n": "int64", "v": "int64"}),
+            store,
+            ledger,
+            IngestRun(PIPELINE, run_key, run_key),
+            progress=_say_nothing,
+        )
         begin("end")
     except TransientError as error:
         _note(world, f"{type(error).__name__}: {error}")
@@ -97,6 +97,10 @@ def work(world: World, run_key: str, step: Synchronized[int], aim: Aim | None = 
     except BaseException:
         _note(world, traceback.format_exc())
         os._exit(BROKEN)
+
+
+def _find_negative(row: dict[str, Any]) -> str | None:
+    return "out_of_range: v" if row["v"] < 0 else None
 
 
 def _watch(source: Any, store: Any, ledger: Any, begin: Callable[[str], None]) -> None:
