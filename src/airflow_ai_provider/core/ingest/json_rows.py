@@ -14,7 +14,8 @@ Decided once, and held on the fast path and on the slow one alike:
 - A field that is no column is kept as JSON text in ``_extra``; so is one whose name begins with an underscore, for
   those are the provider's own.
 
-Each payload is decoded by itself, never joined to others, so none can shift a row.
+No payload can shift or change another's row: objects of one shape are read together (:mod:`.json_shape`), each at its
+own place; all others are decoded one by one.
 """
 
 from __future__ import annotations
@@ -27,15 +28,17 @@ from operator import attrgetter
 from typing import Annotated, Any
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from airflow_ai_provider.core.ingest.column import positions
+from airflow_ai_provider.core.ingest.json_shape import ROWS, ShapedRows, ShapeReader
 
 MAX_DEPTH = 100
 MAX_PAYLOAD = 16 * 1024 * 1024
 MAX_COLUMNS = 1000
 """Columns inferred at most; fields beyond go to ``_extra``: a topic of random keys must not make a million columns."""
-_CHUNK = 2000
-"""Rows that are objects at one time: with ten times as many, reading them costs half as much again."""
 
 ARROW: Mapping[str, pa.DataType] = {
     "int64": pa.int64(),
@@ -112,42 +115,64 @@ class JsonRows:
         # gc=False: 100,000 rows of plain values per block need no cycle collector
         self._row = msgspec.defstruct("Row", fields, rename=rename, forbid_unknown_fields=True, gc=False)
         self._fast = msgspec.json.Decoder(self._row)
+        self._shapes = ShapeReader(self.columns)
         self._one = {kind: msgspec.json.Decoder(type_) for kind, type_ in _TYPES.items()}
 
     def decode(self, payloads: pa.BinaryArray | Sequence[bytes | None]) -> JsonBlock:
         """Decode a block; every payload ends up either kept or at fault."""
         column = payloads if isinstance(payloads, pa.Array) else pa.array(payloads, pa.binary())
         found = _Found(len(column))
-        # by chunk: the rows' objects are turned into columns while they are still in the processor's cache
-        parts = [self._arrays(self._chunk(column, first, found)) for first in range(0, len(column), _CHUNK)]
+        # by chunk: rows are turned into columns while they are still in the processor's cache
+        parts = [self._columns_of(column, first, found) for first in range(0, len(column), ROWS)]
         columns = {name: pa.concat_arrays([p[name] for p in parts]) for name in self.columns} if parts else {}
         block = found.block(columns or self._arrays([]))
         return self.decode_slowly(column.to_pylist()) if self._left_the_calendar(block) else block
 
-    def _chunk(self, column: pa.BinaryArray, first: int, found: _Found) -> list[Any]:
-        """Decode the rows of one chunk; ``map`` goes on behind a row that failed, and never leaves C otherwise."""
-        chunk = column.slice(first, _CHUNK)
-        views = _views(chunk)
-        plain = not self._nested and (pc.max(pc.binary_length(chunk)).as_py() or 0) <= MAX_PAYLOAD
+    def _columns_of(self, column: pa.BinaryArray, first: int, found: _Found) -> Mapping[str, pa.Array]:
+        """The columns of one chunk: of rows that have a known shape, and of those that are read one by one."""
+        chunk = column.slice(first, ROWS)
+        shaped = self._shapes.read(chunk)
+        left = np.ones(len(chunk), np.bool_)
+        for group in shaped:
+            left[group.at] = False
+        if not left.any() and len(shaped) == 1:
+            return shaped[0].columns
+        at = np.flatnonzero(left)
+        rows, kept = self._one_by_one(chunk, at.tolist(), first, found)
+        if not shaped:
+            return self._arrays(rows)
+        return _in_order([*shaped, ShapedRows(np.array(kept, np.int64), self._arrays(rows))] if rows else shaped)
+
+    def _one_by_one(
+        self, chunk: pa.BinaryArray, at: Sequence[int], first: int, found: _Found
+    ) -> tuple[list[Any], list[int]]:
+        """Decode rows; ``map`` goes on behind a row that failed, and never leaves C otherwise.
+
+        :return: the rows that fit, and their positions in the chunk.
+        """
+        payloads = chunk if len(at) == len(chunk) else chunk.take(pa.array(at, pa.int64()))
+        views = _views(payloads)
+        plain = not self._nested and (pc.max(pc.binary_length(payloads)).as_py() or 0) <= MAX_PAYLOAD
         decode: Callable[[Any], Any] = self._fast.decode if plain else self._guarded
         decoded = map(decode, views)
         rows: list[Any] = []
-        failed = 0
+        failed: list[int] = []
         while True:
             try:
                 rows.extend(decoded)
-                return rows
+                gone = set(failed)
+                return rows, [place for place in at if place not in gone] if gone else list(at)
             except _MISFIT:
-                at = len(rows) + failed
-                view = views[at]
+                number = len(rows) + len(failed)
+                view = views[number]
                 row, extra, reasons = self._slow(None if view is None else bytes(view))
                 if reasons:
-                    failed += 1
-                    found.faults[first + at] = reasons
+                    failed.append(at[number])
+                    found.faults[first + at[number]] = reasons
                 else:
                     rows.append(row)
                     if extra is not None:
-                        found.extras[first + at] = extra
+                        found.extras[first + at[number]] = extra
 
     def _guarded(self, payload: memoryview | None) -> Any:
         text = None if payload is None else bytes(payload)
@@ -202,6 +227,14 @@ class JsonRows:
             if span["min"] is not None and not _FIRST_US <= span["min"] <= span["max"] <= _LAST_US:
                 return True
         return False
+
+
+def _in_order(groups: Sequence[ShapedRows]) -> Mapping[str, pa.Array]:
+    """Bring the columns of groups of rows together, in the rows' order."""
+    if len(groups) == 1:
+        return groups[0].columns
+    order = positions(np.argsort(np.concatenate([group.at for group in groups]), kind="stable"))
+    return {name: pa.concat_arrays([group.columns[name] for group in groups]).take(order) for name in groups[0].columns}
 
 
 def _views(column: pa.BinaryArray) -> list[memoryview | None]:
