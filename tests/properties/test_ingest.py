@@ -84,7 +84,7 @@ EVIL: list[bytes | None] = [
 def test_the_fast_path_decides_as_the_slow_one(payloads: list[bytes | None], chunk: int) -> None:
     for schema in (SCHEMA, {"i": "int64", "s": "string"}, {n: t for n, t in SCHEMA.items() if t != "json"}):
         rows = JsonRows(schema)
-        with mock.patch.object(json_rows, "_CHUNK", chunk):
+        with mock.patch.object(json_rows, "ROWS", chunk):
             fast = rows.decode(payloads)
         shifted = pa.array([b"before", *payloads], pa.binary()).slice(
             1

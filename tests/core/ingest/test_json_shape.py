@@ -243,6 +243,17 @@ def test_no_shape_is_learned_from(payload: bytes) -> None:
     assert learn(payload, COLUMNS) is None
 
 
+@pytest.mark.parametrize("odd", [b'{"n":1,"x":"', b"{", b'"' * 60, compact(plain(1))[:-1] + b',"id":"a"}'])
+def test_a_row_that_leads_astray_may_be_the_first_or_the_last_or_alone(odd: bytes) -> None:
+    rows = [compact(plain(i)) for i in range(3)]
+    for payloads in ([odd, *rows], [*rows, odd], [odd, *rows, odd], [odd]):
+        reader = JsonRows(COLUMNS)
+        reader.decode(rows)  # the shape is known
+        fast, slow = reader.decode(payloads), reader.decode_slowly(payloads)
+        assert (fast.faults, list(fast.kept)) == (slow.faults, list(slow.kept))
+        assert all(fast.columns[name].equals(slow.columns[name]) for name in COLUMNS)
+
+
 def test_a_slice_of_a_block_is_read_where_it_lies() -> None:
     payloads = [compact(plain(i)) for i in range(40)]
     whole = pa.array([b"xx", None, *payloads, b'"'], pa.binary())

@@ -61,11 +61,15 @@ class Text:
         return found
 
     def spans(self, start: Ints, end: Ints, rows: Ints) -> pa.Array:
-        """Copy spans together: of an array of spans and the gaps between them, every second is taken."""
-        edges = np.empty(2 * len(start), np.int32)
-        edges[0::2], edges[1::2] = start, end
-        spans = pa.Array.from_buffers(pa.binary(), max(len(edges) - 1, 0), [None, pa.py_buffer(edges), self.buffer])
-        return spans.take(positions(2 * rows))
+        """Copy the spans of some rows together: of an array of spans and the gaps between them, every second is taken.
+
+        :param rows: whose spans lie inside the texts, each behind the one before.
+        """
+        count = len(rows)
+        edges = np.empty(2 * count, np.int32)
+        edges[0::2], edges[1::2] = start[rows], end[rows]
+        spans = pa.Array.from_buffers(pa.binary(), max(2 * count - 1, 0), [None, pa.py_buffer(edges), self.buffer])
+        return spans.take(positions(np.arange(0, 2 * count, 2)))
 
 
 def read_int64(text: Text, at: Ints, end: Ints) -> tuple[Ints, Mask]:
