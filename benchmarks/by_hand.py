@@ -52,7 +52,7 @@ def build(dag_id: str) -> DAG:
             source=_SOURCE,
             expectations="biopsies.json",
             max_rejected="20%",
-            row_limit="{{ params.row_limit }}",
+            limits={"rows": "{{ params.row_limit }}"},
         )
         scored = BatchInferenceOperator(task_id="infer", batch=batch.output, model=pin.output, device="auto")
         policy = {"act": "{{ params.act }}", "review": "{{ params.review }}", "otherwise": "fallback"}

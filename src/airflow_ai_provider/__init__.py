@@ -16,7 +16,10 @@ _FACE = {
     "CompensateOperator": "operators.act",
     "ConfidenceBranchOperator": "operators.decide",
     "GatherPredictionsOperator": "operators.infer",
+    "IngestShardOperator": "operators.shard",
+    "LandBatchOperator": "operators.shard",
     "PinModelOperator": "operators.infer",
+    "PlanIngestOperator": "operators.shard",
     "ReplayQuarantineOperator": "operators.ingest",
     "ReviewOperator": "operators.decide",
     "ValidatedIngestOperator": "operators.ingest",
@@ -28,6 +31,7 @@ _FACE = {
     "FileSource": "core.ingest.source",
     "KafkaSink": "core.ingest.sink",
     "KafkaSource": "core.ingest.source",
+    "Limits": "core.ingest.limit",
     "Policy": "core.decide.policy",
     "Runner": "core.infer.runner",
     "Undo": "core.act.value",
@@ -50,6 +54,7 @@ if TYPE_CHECKING:
     from airflow_ai_provider.core.infer.compare import Gate as Gate
     from airflow_ai_provider.core.infer.runner import Runner as Runner
     from airflow_ai_provider.core.infer.shard import shards as shards
+    from airflow_ai_provider.core.ingest.limit import Limits as Limits
     from airflow_ai_provider.core.ingest.sink import KafkaSink as KafkaSink
     from airflow_ai_provider.core.ingest.source import FileSource as FileSource
     from airflow_ai_provider.core.ingest.source import KafkaSource as KafkaSource
@@ -67,6 +72,9 @@ if TYPE_CHECKING:
     from airflow_ai_provider.operators.ingest import ValidatedIngestOperator as ValidatedIngestOperator
     from airflow_ai_provider.operators.model import PromoteModelOperator as PromoteModelOperator
     from airflow_ai_provider.operators.model import QuantizeModelOperator as QuantizeModelOperator
+    from airflow_ai_provider.operators.shard import IngestShardOperator as IngestShardOperator
+    from airflow_ai_provider.operators.shard import LandBatchOperator as LandBatchOperator
+    from airflow_ai_provider.operators.shard import PlanIngestOperator as PlanIngestOperator
     from airflow_ai_provider.place import placement as placement
     from airflow_ai_provider.schedule import on_model as on_model
     from airflow_ai_provider.schedule import on_topic as on_topic

@@ -23,6 +23,7 @@ from airflow_ai_provider.operators.act import ApiActionOperator, CompensateOpera
 from airflow_ai_provider.operators.decide import ConfidenceBranchOperator, ReviewOperator
 from airflow_ai_provider.operators.infer import BatchInferenceOperator, GatherPredictionsOperator, PinModelOperator
 from airflow_ai_provider.operators.ingest import ValidatedIngestOperator
+from airflow_ai_provider.operators.shard import IngestShardOperator, LandBatchOperator, PlanIngestOperator
 from airflow_ai_provider.place import placement
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,9 @@ log = logging.getLogger(__name__)
 _OPERATORS: Mapping[str, type[BaseOperator]] = {
     "pin": PinModelOperator,
     "ingest": ValidatedIngestOperator,
+    "plan": PlanIngestOperator,
+    "shard": IngestShardOperator,
+    "land": LandBatchOperator,
     "infer": BatchInferenceOperator,
     "gather": GatherPredictionsOperator,
     "decide": ConfidenceBranchOperator,
@@ -86,7 +90,7 @@ def build_dag(plan: Plan) -> DAG:
         arguments = {name: _resolve(value, tasks) for name, value in task.arguments.items()}
         if task.verb != "undo":  # a teardown sets its own
             arguments["trigger_rule"] = task.trigger_rule
-        made = tasks[task.task_id] = _make(task, dag, arguments | placement(**task.placement))
+        made = tasks[task.task_id] = _make(task, dag, arguments | placement(**task.placement), tasks)
         # References have set most dependencies already; setting one again costs a warning.
         made.set_upstream([tasks[name] for name in task.upstream if name not in made.upstream_task_ids])
     return dag
@@ -103,11 +107,11 @@ def _timetable(schedule: str | Mapping[str, Any] | None) -> Any:
     return CronDataIntervalTimetable(schedule, timezone="UTC")
 
 
-def _make(task: TaskPlan, dag: DAG, arguments: Mapping[str, Any]) -> Any:
+def _make(task: TaskPlan, dag: DAG, arguments: Mapping[str, Any], tasks: Mapping[str, Any]) -> Any:
     operator = _OPERATORS[task.verb]
     if not task.expand:
         return operator(task_id=task.task_id, dag=dag, **arguments)
-    return operator.partial(task_id=task.task_id, dag=dag, **arguments).expand(**task.expand)
+    return operator.partial(task_id=task.task_id, dag=dag, **arguments).expand(**_resolve(task.expand, tasks))
 
 
 def _resolve(value: Any, tasks: Mapping[str, Any]) -> Any:

@@ -31,6 +31,9 @@ def dag() -> Any:
         face.GatherPredictionsOperator(
             task_id="gather", batch=batch.output, model=pin.output, shards=mapped.expand(shard=face.shards(3)).output
         )
+        planned = face.PlanIngestOperator(task_id="ingest_plan", source=source, shards=3)
+        pieces = face.IngestShardOperator.partial(task_id="ingest_shard").expand(shard=planned.output)
+        face.LandBatchOperator(task_id="land", parts=pieces.output)
         policy = face.Policy(act=0.95, review=0.60, otherwise="hold")
         routes = face.ConfidenceBranchOperator(task_id="decide", predictions=scored.output, policy=policy)
         review = face.ReviewOperator(

@@ -68,25 +68,35 @@ def test_split_of_good_and_of_no_rows(make: Make) -> None:
 
 def test_without_whole_batch_rules_there_is_nothing_to_judge(make: Make) -> None:
     validator = make(False, False)
-    assert validator.batch_rules is None
+    assert validator.batch_rules == ()
     assert not validator.judge(table(1, 1)).reasons
 
 
 def test_judge_names_every_row_of_a_double(make: Make) -> None:
     validator = make(True, False)
-    assert validator.batch_rules is not None
-    assert validator.batch_rules.rejects_rows
+    (rules,) = validator.batch_rules
+    assert (rules.rejects_rows, rules.repeats, rules.columns) == (True, True, ("x",))
     rows = table(1, 2, None, 1, None, 1)
     assert validator.split(rows).rejected.num_rows == 0, "a double is a fact of the batch"
     judged = validator.judge(rows.select(["_row_id", "x"]))
     assert set(judged.reasons) == {"r0", "r3", "r5"}
     assert all(reasons[0].startswith("not_unique: ") for reasons in judged.reasons.values())
+    few = rows.select(["_row_id", "x"]).take([0, 3, 5])
+    assert validator.judge(few, rules) == judged, "rows whose value occurs once need not be shown"
+
+
+def test_each_group_of_rules_is_judged_by_itself(make: Make) -> None:
+    validator = make(True, True)
+    found = {rules.repeats: validator.judge(table(1, 1), rules) for rules in validator.batch_rules}
+    assert (set(found[True].reasons), found[True].failures) == ({"r0", "r1"}, [])
+    assert (found[False].reasons, len(found[False].failures)) == ({}, 1)
+    whole = validator.judge(table(1, 1))
+    assert (whole.reasons, whole.failures) == (found[True].reasons, found[False].failures)
 
 
 def test_judge_says_when_the_whole_batch_fails(make: Make) -> None:
     validator = make(False, True)
-    assert validator.batch_rules is not None
-    assert not validator.batch_rules.rejects_rows
+    assert [(rules.rejects_rows, rules.repeats) for rules in validator.batch_rules] == [(False, False)]
     assert len(validator.judge(table(1, 2)).failures) == 1
     assert not validator.judge(table(1, 2, 3)).failures
 

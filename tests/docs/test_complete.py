@@ -19,6 +19,9 @@ from tests.docs.pages import PAGES, ROOT, anchors, blocks, prose, read
 DOCS = ROOT / "docs"
 PAGE_OF = {
     "ValidatedIngestOperator": "ingest",
+    "PlanIngestOperator": "ingest",
+    "IngestShardOperator": "ingest",
+    "LandBatchOperator": "ingest",
     "PinModelOperator": "pin",
     "BatchInferenceOperator": "infer",
     "GatherPredictionsOperator": "scale",

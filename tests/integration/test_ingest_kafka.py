@@ -381,7 +381,7 @@ def test_ingest_from_a_real_broker_with_great_expectations(kafka_broker: KafkaBr
     assert [r["_payload"] for r in rejected if r["_stage"] == "decode"] == evil[:5]
     accepted = [n for t in store.read(ref, ACCEPTED) for n in t["n"].to_pylist()]
     assert accepted == [n for n in range(901) if n != 3]
-    assert "1,007 rows" in lines[-1]
+    assert "1,007 read" in lines[-1]
     topic.add(rows(1, 2000))
     again = ingest(topic.reader(), AcceptAll(), store, ledger, run)
     assert again == ref

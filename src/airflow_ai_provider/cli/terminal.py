@@ -100,7 +100,7 @@ def read_age(value: str | None) -> timedelta | None:
 
     :raises SpecError: when it is none.
     """
-    from airflow_ai_provider.core.pipeline.section import read_duration
+    from airflow_ai_provider.core.ingest.limit import read_duration
 
     try:
         return None if value is None else read_duration(value)

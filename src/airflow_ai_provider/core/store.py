@@ -1,7 +1,8 @@
 """Batches at a URI: files are written aside, the manifest last, and everything is read back against its digest.
 
-Invariants: a batch exists when its ``manifest.json`` exists, and then all its bytes are there; writing the same batch
-again writes the same bytes; a reader gets the bytes that the manifest names or an error.
+Invariants: a batch exists when its ``manifest.json`` exists, and then all its bytes are there, after a power cut too
+(on a local disk each file and its folder are synced before the next is written); writing the same batch again writes
+the same bytes; a reader gets the bytes that the manifest names or an error.
 
 Layout: ``<root>/<pipeline>/<kind>/<batch_id>/{manifest.json, <table>/<number>.parquet}``; a part being written lies
 at ``<part>.<any>.aside`` and moves to its name when it is whole (object stores show no file before it is).
@@ -12,8 +13,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import uuid
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import pyarrow as pa
@@ -37,6 +40,7 @@ class Store:
     def __init__(self, root: str, options: Mapping[str, Any] | None = None) -> None:
         self.root = root.rstrip("/")
         self._fs, self._path = open_file_system(self.root, options)
+        self._is_local = is_local(self._fs)
 
     def open_batch(self, pipeline: str, kind: str, batch_id: str) -> BatchWriter:
         """Start writing a batch; nothing of it exists until :meth:`BatchWriter.land`."""
@@ -56,7 +60,7 @@ class Store:
         :raises CorruptBatchError: when it is gone or differs from the reference; a retry does not help.
         """
         data = self.read_bytes(f"{self._relative(ref.uri)}/{MANIFEST}")
-        if data is None or _sha256(data) != ref.digest:
+        if data is None or sha256(data) != ref.digest:
             what = "is gone" if data is None else "is not the one this run wrote"
             raise CorruptBatchError(
                 f"the manifest of batch {ref.batch_id} at {ref.uri} {what}. "
@@ -74,7 +78,7 @@ class Store:
         :raises CorruptBatchError: when bytes are missing or changed; a retry does not help.
         """
         data = self.read_bytes(f"{self._relative(ref.uri)}/{part.path}")
-        if data is None or _sha256(data) != part.digest:
+        if data is None or sha256(data) != part.digest:
             what = "is gone" if data is None else "has other bytes than its manifest says"
             raise CorruptBatchError(
                 f"{part.path} of batch {ref.batch_id} at {ref.uri} {what}. "
@@ -127,28 +131,44 @@ class Store:
             raise SourceUnavailableError(f"{what}: {error}. The retry writes it again.", path=path) from error
 
     def _write_aside(self, target: str, data: bytes) -> None:
-        self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+        folder = target.rpartition("/")[0]
+        made = self._missing(folder)
+        self._fs.makedirs(folder, exist_ok=True)
         # A name of its own: a killed task's zombie and its successor write the same part, and one of them
         # would move the other's half-written bytes into place.
         aside = f"{target}.{uuid.uuid4().hex[:12]}.aside"
         put(self._fs, aside, data)
+        self._sync(aside)
         self._fs.mv(aside, target)
+        self._sync(folder, *made)
+
+    def _missing(self, folder: str) -> list[str]:
+        """The folders whose entries a new folder on the local disk adds to."""
+        if not self._is_local or Path(folder).is_dir():
+            return []
+        parents = Path(folder).parents
+        known = next((n for n, parent in enumerate(parents) if parent.is_dir()), 0)
+        return [str(parent) for parent in parents[: known + 1]]
+
+    def _sync(self, *paths: str) -> None:
+        """Put files and folder entries on the local disk for good; an object store keeps what it has confirmed."""
+        for path in paths if self._is_local else ():
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
     def remove(self, path: str) -> None:
-        """Remove a file under the root; one that is not there is removed already.
+        """Remove a file, or a folder with all that is in it, under the root; what is not there is removed already.
 
         :raises SourceUnavailableError: when the store does not answer; a retry may help.
         """
         try:
-            self._fs.rm_file(f"{self._path}/{path}")
+            with asking(self._fs, f"the store at {self.root} did not remove {path}", path=path):
+                self._fs.rm(f"{self._path}/{path}", recursive=True)
         except FileNotFoundError:
             return
-        except OSError as error:
-            raise SourceUnavailableError(
-                f"the store at {self.root} did not remove {path}: {error}. "
-                "Check that it is reachable and lets us; the retry removes it.",
-                path=path,
-            ) from error
 
     def create_bytes(self, path: str, data: bytes) -> bytes:
         """Write a file under the root unless one is there: of several writers the first wins.
@@ -199,22 +219,22 @@ class BatchWriter:
         self.folder = f"{pipeline}/{kind}/{batch_id}"
         self.parts: list[Part] = []
 
-    def write(self, table: str, rows: pa.Table, number: int | None = None) -> Part:
+    def write(self, table: str, rows: pa.Table, number: int | None = None, name: str = "") -> Part:
         """Store rows as one part of a table.
 
         :param table: which table of the batch.
         :param rows: any number of rows, zero too; written as Parquet (zstd) with fixed settings, so that the same rows
             give the same bytes.
         :param number: position of the part within its table; None takes the next one.
+        :param name: the part's name instead of its number; parts of a table are in the order of their names.
         :return: the stored part, with its digest.
         """
-        if number is None:
-            number = sum(p.table == table for p in self.parts)
+        name = name or f"{sum(p.table == table for p in self.parts) if number is None else number:05d}"
         sink = io.BytesIO()
         plain = rows.combine_chunks().replace_schema_metadata(None)
         pq.write_table(plain, sink, compression="zstd", version="2.6", use_dictionary=_repeating(plain))
         data = sink.getvalue()
-        part = Part(f"{table}/{number:05d}.parquet", table, rows.num_rows, len(data), _sha256(data))
+        part = Part(f"{table}/{name}.parquet", table, rows.num_rows, len(data), sha256(data))
         self._store.write_bytes(f"{self.folder}/{part.path}", data)
         self.parts.append(part)
         return part
@@ -257,8 +277,9 @@ def _manifest(data: bytes, uri: str) -> Manifest:
 
 
 def _ref(manifest: Manifest, uri: str, data: bytes) -> BatchRef:
-    return BatchRef(manifest.kind, manifest.batch_id, uri, _sha256(data), dict(manifest.counts))
+    return BatchRef(manifest.kind, manifest.batch_id, uri, sha256(data), dict(manifest.counts))
 
 
-def _sha256(data: bytes) -> str:
+def sha256(data: bytes) -> str:
+    """Return the SHA-256 of bytes, as manifests write it."""
     return "sha256:" + hashlib.sha256(data).hexdigest()

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
@@ -16,10 +17,10 @@ from airflow_ai_provider.retry import retried
 from airflow_ai_provider.run import find_file, homes_of, run_of
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from airflow_ai_provider.core.batch import BatchRef
     from airflow_ai_provider.core.ingest.contract import Source, Validator
+    from airflow_ai_provider.core.ingest.flow import IngestRun
+    from airflow_ai_provider.core.ingest.limit import Limits
     from airflow_ai_provider.core.ingest.replay import Fix
     from airflow_ai_provider.core.ingest.source import FileSource, KafkaSource
     from airflow_ai_provider.core.ledger import Claim, Ledger
@@ -42,7 +43,7 @@ class ValidatedIngestOperator(BaseOperator):
         checks nothing but that rows can be decoded. Templated.
     :param max_rejected: a share below 1 (``0.2``, ``"20%"``) or a count (``50``); more rejected rows fail the task,
         and nothing is landed. None sets no limit. Templated.
-    :param row_limit: at most so many rows in this batch; 0 or None sets no limit. Templated.
+    :param limits: :class:`Limits` on rows, bytes and time of arrival; None takes all there is. Templated.
     :param dead_letters: a Kafka topic (or ``KafkaSink``) that quarantined rows are sent to as well, once the batch has
         landed; none are sent in a muted run. Templated.
     :param store_conn_id: connection of the store.
@@ -52,7 +53,7 @@ class ValidatedIngestOperator(BaseOperator):
     :raises BatchRejectedError: too many rows rejected; a retry does not help.
     """
 
-    template_fields: Sequence[str] = ("source", "expectations", "max_rejected", "row_limit", "dead_letters")
+    template_fields: Sequence[str] = ("source", "expectations", "max_rejected", "limits", "dead_letters")
     ui_color = "#d7ecff"
 
     def __init__(
@@ -61,7 +62,7 @@ class ValidatedIngestOperator(BaseOperator):
         source: KafkaSource | FileSource | Mapping[str, Any],
         expectations: str | None = None,
         max_rejected: float | str | None = None,
-        row_limit: int | str | None = None,
+        limits: Limits | Mapping[str, Any] | None = None,
         dead_letters: KafkaSink | Mapping[str, Any] | str | None = None,
         store_conn_id: str = "ai_store_default",
         ledger_conn_id: str = "ai_ledger_default",
@@ -71,7 +72,7 @@ class ValidatedIngestOperator(BaseOperator):
         self.source = source
         self.expectations = expectations
         self.max_rejected = max_rejected
-        self.row_limit = row_limit
+        self.limits = limits
         self.dead_letters = dead_letters
         self.store_conn_id = store_conn_id
         self.ledger_conn_id = ledger_conn_id
@@ -93,18 +94,10 @@ class ValidatedIngestOperator(BaseOperator):
         return ref.to_dict()
 
     def _ingest(self, run: Run, validator: Validator, store: Store, ledger: Ledger) -> BatchRef:
-        from airflow_ai_provider.core.batch import share_or_count
-        from airflow_ai_provider.core.ingest.flow import IngestRun, ingest
+        from airflow_ai_provider.core.ingest.flow import ingest
 
         source = _source_value(self.source, self.dag)
-        asked = IngestRun(
-            pipeline=run.pipeline,
-            run_id=run.run_id,
-            run_key=run.task_key,
-            window=_window(source, run),
-            row_limit=int(self.row_limit or 0) or None,
-            max_rejected=share_or_count(self.max_rejected),
-        )
+        asked = _asked(run, source, self.limits, self.max_rejected)
         with closing(_open_reader(source, tuple(validator.schema))) as reader:
             return ingest(reader, validator, store, ledger, asked)
 
@@ -207,6 +200,23 @@ def _send_letters(run: Run, landed: Claim, store: Store, ledger: Ledger, sink: K
     from airflow_ai_provider.hooks.kafka import KafkaConfigHook
 
     send_letters(store, ledger, landed, sink.topic, KafkaConfigHook(sink.kafka_conn_id).get_config())
+
+
+def _asked(
+    run: Run, source: KafkaSource | FileSource, limits: Limits | Mapping[str, Any] | None, max_rejected: Any
+) -> IngestRun:
+    from airflow_ai_provider.core.batch import share_or_count
+    from airflow_ai_provider.core.ingest.flow import IngestRun
+    from airflow_ai_provider.core.ingest.limit import Limits
+
+    return IngestRun(
+        pipeline=run.pipeline,
+        run_id=run.run_id,
+        run_key=run.task_key,
+        window=_window(source, run),
+        limit=Limits.of(limits).read(datetime.now(UTC)),
+        max_rejected=share_or_count(max_rejected),
+    )
 
 
 def _source_value(source: KafkaSource | FileSource | Mapping[str, Any], dag: Any) -> KafkaSource | FileSource:

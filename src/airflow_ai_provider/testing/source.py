@@ -142,8 +142,8 @@ class RuleValidator:
     ) -> None:
         self._rule, self.schema, self._unique, self._whole = rule, dict(schema or {}), unique, whole
         self.digest = digest_of({"name": name, "schema": self.schema, "unique": unique, "whole": whole is not None})
-        asks = unique is not None or whole is not None
-        self.batch_rules = BatchRules(None, unique is not None) if asks else None
+        repeats = [] if unique is None else [BatchRules((unique,), rejects_rows=True, repeats=True)]
+        self.batch_rules = (*repeats, *([] if whole is None else [BatchRules(None, rejects_rows=False)]))
 
     def split(self, table: pa.Table) -> Verdict:
         rows = table.select([n for n in table.column_names if is_column(n)]).to_pylist() or [{}] * table.num_rows
@@ -155,9 +155,10 @@ class RuleValidator:
         rejected = with_reasons(table.take(pa.array(bad, pa.int64())), [[why] for why in told if why])
         return Verdict(table.take(good), rejected)
 
-    def judge(self, table: pa.Table) -> Judgement:
-        failures = list(self._whole(table)) if self._whole else []
-        if self._unique is None or self._unique not in table.column_names:
+    def judge(self, table: pa.Table, rules: BatchRules | None = None) -> Judgement:
+        failures = list(self._whole(table)) if self._whole and not (rules and rules.repeats) else []
+        asked = rules is None or rules.repeats
+        if self._unique is None or self._unique not in table.column_names or not asked:
             return Judgement(failures=failures)
         places: dict[Any, list[str]] = {}
         for row_id, value in zip(table[ROW_ID].to_pylist(), table[self._unique].to_pylist(), strict=True):

@@ -15,6 +15,7 @@ import pytest
 from airflow_ai_provider.core.batch import ACCEPTED, QUARANTINE, BatchRef
 from airflow_ai_provider.core.ingest.contract import AcceptAll
 from airflow_ai_provider.core.ingest.flow import IngestRun, ingest
+from airflow_ai_provider.core.ingest.limit import Limit
 from airflow_ai_provider.core.store import Store
 from airflow_ai_provider.errors import (
     BatchRejectedError,
@@ -105,7 +106,7 @@ def test_row_limit_caps_each_run_until_all_is_taken_once(tmp_path: Path) -> None
     store, ledger, topic = Store(str(tmp_path)), MemoryLedger(), source()
     seen: list[str] = []
     for number in range(4):
-        run = IngestRun("p", f"r{number}", f"r{number}/ingest", row_limit=8)
+        run = IngestRun("p", f"r{number}", f"r{number}/ingest", limit=Limit(rows=8))
         ref = ingest(topic, AcceptAll(), store, ledger, run)
         assert ref.counts["read"] == (8, 8, 5, 0)[number]
         seen += [r["_row_id"] for t in (ACCEPTED, QUARANTINE) for r in rows_of(store, ref, t)]
@@ -161,7 +162,6 @@ NOON = datetime(2020, 1, 1, 12, tzinfo=UTC)
 @pytest.mark.parametrize(
     "changes",
     [
-        {"row_limit": 0},
         {"max_rejected": True},
         {"max_rejected": -1},
         {"max_rejected": 1.5},
@@ -177,7 +177,7 @@ def test_what_a_run_cannot_ask_is_refused_on_creation(changes: dict[str, Any]) -
 def test_a_topic_made_anew_and_rows_deleted_before_a_retry_are_errors(tmp_path: Path) -> None:
     store, ledger, topic = Store(str(tmp_path)), MemoryLedger(), source()
     with pytest.raises(BatchRejectedError):
-        ingest(topic, AcceptAll(), store, ledger, IngestRun("p", "run-1", RUN.run_key, max_rejected=0))
+        ingest(topic, RULES["row rules"], store, ledger, IngestRun("p", "run-1", RUN.run_key, max_rejected=0))
     topic.delete_before(1, 3)
     with pytest.raises(SourceError, match="rows/1 offsets 0 to 2"):
         ingest(topic, AcceptAll(), store, ledger, RUN)
@@ -221,8 +221,8 @@ def test_how_the_source_chunks_its_rows_changes_no_byte(tmp_path: Path) -> None:
 def test_progress_speaks_at_the_end_and_logs_by_default(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     lines: list[str] = []
     ingest(source(), RULES["row rules"], Store(str(tmp_path)), MemoryLedger(), RUN, progress=lines.append)
-    assert "read 21 rows" in lines[-1]
-    assert "18 accepted, 3 quarantined" in lines[-1]
+    assert "read 21 rows" in lines[-2]
+    assert "21 read, 18 accepted, 3 quarantined" in lines[-1]
     with caplog.at_level(logging.INFO):
         ingest(MemorySource({0: [b"{}"]}), AcceptAll(), Store(str(tmp_path / "b")), MemoryLedger(), RUN)
     assert "read 1 rows" in caplog.text

@@ -124,9 +124,9 @@ def test_whole_batch_rules_are_judged_over_all_rows_once() -> None:
     )
     rows = table(a=[1, 1, 2, -1, 9])
     assert rejected(found, rows) == {}, "nothing here is a row's own affair"
-    assert found.batch_rules is not None
-    assert found.batch_rules.rejects_rows
-    assert found.batch_rules.columns == ("a",)
+    repeats, others = found.batch_rules
+    assert (repeats.repeats, others.repeats) == (True, False)
+    assert (repeats.rejects_rows, others.rejects_rows, repeats.columns, others.columns) == (True, True, ("a",), ("a",))
     judged = found.judge(rows)
     assert judged.failures == ["expect_column_mean_to_be_between(a) (observed 2.4)", "expect_table_row_count_to_be_between() (observed 5)"]  # fmt: skip  # noqa: E501
     assert judged.reasons["r0"] == ["not_unique: a=1 occurs more than once", "out_of_range: a=1 is not between 3 and ∞"]

@@ -6,7 +6,7 @@ underscore are the provider's own, all others are the author's; rows keep their 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
@@ -81,14 +81,17 @@ class Verdict:
 
 @dataclass(frozen=True)
 class BatchRules:
-    """What rules about the whole batch need.
+    """What some rules about the whole batch need.
 
     :param columns: the author's columns that they read; None: all.
     :param rejects_rows: whether they can send single rows to quarantine (uniqueness can, a mean cannot).
+    :param repeats: whether a row can only break them when another one has the same values in these columns (a single
+        column's null equals no other): then such rows are all that need be judged.
     """
 
     columns: tuple[str, ...] | None
     rejects_rows: bool
+    repeats: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,16 +120,18 @@ class Validator(Protocol):
         """Column → declared type; an empty type: the column must exist, its type is inferred."""
 
     @property
-    def batch_rules(self) -> BatchRules | None:
-        """What the whole-batch rules need; None when there is none, and :meth:`judge` is not asked."""
+    def batch_rules(self) -> tuple[BatchRules, ...]:
+        """What the whole-batch rules need, group by group; when there is none, :meth:`judge` is not asked."""
 
     def split(self, table: pa.Table) -> Verdict:
         """Apply the rules that each row answers alone."""
 
-    def judge(self, table: pa.Table) -> Judgement:
+    def judge(self, table: pa.Table, rules: BatchRules | None = None) -> Judgement:
         """Apply the rules that only the whole batch answers.
 
-        :param table: ``_row_id`` and the columns of :attr:`batch_rules`, of every decoded row of the batch, in order.
+        :param table: ``_row_id`` and the columns that the rules read, of every decoded row of the batch, in order (of
+            every row that may break them, where ``rules.repeats``).
+        :param rules: one of :attr:`batch_rules`; None: all of them.
         """
 
 
@@ -135,12 +140,12 @@ class AcceptAll:
 
     digest = "none"
     schema: Mapping[str, str] = {}
-    batch_rules: BatchRules | None = None
+    batch_rules: tuple[BatchRules, ...] = ()
 
     def split(self, table: pa.Table) -> Verdict:
         return Verdict(table, no_reasons(table.slice(0, 0)))
 
-    def judge(self, table: pa.Table) -> Judgement:
+    def judge(self, table: pa.Table, rules: BatchRules | None = None) -> Judgement:
         return Judgement()
 
 
@@ -153,3 +158,8 @@ def with_reasons(table: pa.Table, reasons: Sequence[Sequence[str]]) -> pa.Table:
     """Return the table with each row's reasons beside it."""
     column = pa.array([list(r) for r in reasons], pa.list_(pa.string()))
     return table.append_column(REASONS, column)
+
+
+def merge_texts(*texts: Iterable[str]) -> list[str]:
+    """Return all texts once, in order of appearance."""
+    return list(dict.fromkeys(text for group in texts for text in group))

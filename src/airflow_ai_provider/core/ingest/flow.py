@@ -1,36 +1,48 @@
 """Ingest a span of rows: the one order in which it is safe, written once.
 
+1. Fix the span, or find the claim that this run holds already.
+2. Claim it in the ledger. It is cut into shards, each of which may be a task of its own.
+3. Read a shard to its proven end.
+4. Decode and validate it, block by block.
+5. Write its accepted and quarantined rows, then its mark: the shard is done, and a killed one is redone alone.
+6. Demand the marks of all shards, judge the batch as a whole, move what that rejects, refuse it when too many rows were
+   rejected; write the manifest: now the batch exists.
+7. Mark the claim landed.
+8. Publish the source's offsets, for lag tools only.
+9. Remove the marks and what lay beside them.
+
 Invariants: rows are claimed before they are read and published after they are durable; a retry finds its own claim and
-reads the same span; the same span under the same rules gives the same bytes; a kill between any two instructions loses
-nothing and doubles nothing.
+reads the same span; the same span under the same rules, cut alike, gives the same bytes, and however it is cut, the
+same rows under the same columns; a kill between any two instructions loses nothing and doubles nothing.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import partial
+from itertools import islice
 from typing import Any
 
-import pyarrow as pa
-
 from airflow_ai_provider.core.batch import BatchRef, Span, digest_of
-from airflow_ai_provider.core.ingest.behind import Behind
 from airflow_ai_provider.core.ingest.block import cut
-from airflow_ai_provider.core.ingest.contain import contained
+from airflow_ai_provider.core.ingest.contain import Read, contained
 from airflow_ai_provider.core.ingest.contract import Source, Validator
-from airflow_ai_provider.core.ingest.decode import Decoded
-from airflow_ai_provider.core.ingest.landing import KIND, Landing
+from airflow_ai_provider.core.ingest.landing import Landing, Shelved
+from airflow_ai_provider.core.ingest.limit import Limit, plan_within
 from airflow_ai_provider.core.ingest.progress import Progress
-from airflow_ai_provider.core.ingest.sieve import Shelf, Sieve, reject_more
+from airflow_ai_provider.core.ingest.shard import WHOLE, Shard, ShardRef, cut_span, shard_count, size_of
+from airflow_ai_provider.core.ingest.shelf import FOLDER, KIND, Shelf, pack, unpack
+from airflow_ai_provider.core.ingest.sieve import Sieve
 from airflow_ai_provider.core.ledger import Claim, Ledger
 from airflow_ai_provider.core.store import Store
-from airflow_ai_provider.errors import SpecError
+from airflow_ai_provider.errors import AiProviderError, CorruptBatchError, SpanConflictError, SpecError
 
 log = logging.getLogger(__name__)
+Say = Callable[[str], None]
+_HEAD_BLOCKS = 10
 
 
 @dataclass(frozen=True)
@@ -41,7 +53,7 @@ class IngestRun:
     :param run_id: the run, for people.
     :param run_key: the run's task, without its try number: a retry has the same key and gets the same rows.
     :param window: take the rows of this time span instead of those that come next.
-    :param row_limit: take about so many rows at most; None: all there are.
+    :param limit: how much to take at the most.
     :param max_rejected: share (float, 0 to 1) or number (int) of rows that may be rejected; None: any.
     :raises SpecError: on creation, when a value cannot be run.
     """
@@ -50,12 +62,10 @@ class IngestRun:
     run_id: str
     run_key: str
     window: tuple[datetime, datetime] | None = None
-    row_limit: int | None = None
+    limit: Limit = field(default_factory=Limit)
     max_rejected: float | int | None = None
 
     def __post_init__(self) -> None:
-        if self.row_limit is not None and self.row_limit < 1:
-            raise SpecError(f"row_limit={self.row_limit}; at least 1, or None for all.", faults=[("row_limit", "< 1")])
         limit = self.max_rejected
         wrong = isinstance(limit, bool) or (limit is not None and limit < 0) or (isinstance(limit, float) and limit > 1)
         if wrong:
@@ -77,21 +87,13 @@ def ingest(
     ledger: Ledger,
     run: IngestRun,
     *,
-    progress: Callable[[str], None] = log.info,
+    progress: Say = log.info,
 ) -> BatchRef:
     """Take a span of rows once and land it as one batch, each row accepted or in quarantine with its reasons.
 
-    1. Fix the span, or find the claim that this run holds already. A landed one ends here: its batch is the answer.
-    2. Claim it in the ledger.
-    3. Read it to the proven end.
-    4. Decode and validate, block by block, then the batch as a whole.
-    5. Write accepted and quarantined rows; refuse the batch when too many were rejected.
-    6. Write the manifest: now the batch exists.
-    7. Mark the claim landed.
-    8. Publish the source's offsets, for lag tools only.
-
-    A retry after a crash before 6 reads the same span and writes the same bytes; after 6 it finds the batch and goes on
-    with 7. A span with nothing in it gives a landed batch without rows and claims nothing.
+    All steps, with the span as its only shard. A retry after a crash before 6 reads the same span and writes the same
+    bytes (after 5 it reads nothing); after 6 it finds the batch and goes on with 7. A span with nothing in it gives a
+    landed batch without rows and claims nothing.
 
     :param source: closed at the end, whatever happens.
     :param progress: takes one line about every five seconds and one at the end.
@@ -100,32 +102,195 @@ def ingest(
     :raises SourceError, SpanConflictError, BatchRejectedError: a retry does not help; the message says what does.
     """
     try:
-        claim = _claim(source, ledger, run)  # 1, 2
-        if isinstance(claim, Span):
-            return _land_nothing(claim, source, validator, store, run)
-        landed = _landed(claim, store)
-        if landed is not None:
-            progress(f"batch {landed.batch_id} was landed by run {claim.run_id}; nothing is read again")
-            return landed
-        ref = _written(claim, validator, store) or _write(
-            claim.span, source, validator, store, run, progress=progress
-        )  # 3-6
-        ledger.landed(run.pipeline, claim.run_key, ref)  # 7
-        source.commit(claim.span)  # 8
-        return ref
+        (planned,) = plan_shards(source, ledger, run)
+        work = Ingest(source, validator, store, ledger, run, progress)
+        return work.land([work.shard(planned)])
     finally:
         source.close()
 
 
-def _claim(source: Source, ledger: Ledger, run: IngestRun) -> Claim | Span:
-    """Steps 1 and 2: this run's claim, or a span that is empty and so needs none."""
-    held = ledger.claim_of(run.pipeline, run.run_key)
-    if held is not None:
-        return held
-    position = ledger.position(run.pipeline, source.name, source.identity())
-    taken = ledger.files_taken(run.pipeline, source.name)
-    span = source.plan(position, taken, run.window, run.row_limit)
-    return span if span.is_empty else ledger.claim(run.pipeline, run.run_key, span, run.run_id)
+def plan_shards(source: Source, ledger: Ledger, run: IngestRun, shards: int | None = None) -> tuple[ShardRef, ...]:
+    """Steps 1 and 2: claim the span of the whole batch, and say which shards it is cut into.
+
+    :param shards: how many at the most; small ones are not worth a task each. None: the span itself.
+    :return: at least one; that of a span with nothing in it claims nothing.
+    :raises SpecError: when the number cannot be had; a retry does not help.
+    """
+    claim = ledger.claim_of(run.pipeline, run.run_key)
+    if claim is None:
+        position = ledger.position(run.pipeline, source.name, source.identity())
+        taken = ledger.files_taken(run.pipeline, source.name)
+        span = plan_within(source, position, taken, run.window, run.limit)
+        if span.is_empty:
+            still = Span(span.source, span.identity, span.slices)  # its facts change from try to try
+            return (ShardRef(run.run_key, span.batch_id, WHOLE, 1, span=still),)
+        claim = ledger.claim(run.pipeline, run.run_key, span, run.run_id)
+    of = 1 if shards is None else shard_count(claim.span, shards)
+    pieces = cut_span(claim.span, of)
+    return tuple(
+        ShardRef(claim.run_key, claim.span.batch_id, Shard(number, of), len(pieces), size_of(piece))
+        for number, piece in enumerate(pieces)
+    )
+
+
+@dataclass(frozen=True)
+class Ingest:
+    """Steps 3 to 9 of one run's batch: shard by shard, then all together.
+
+    :param source: whose rows they are; whoever opened it closes it.
+    :param validator: the rules.
+    :param store: where batches lie.
+    :param ledger: who holds which rows.
+    :param run: which run asks.
+    :param progress: takes one line about every five seconds and one at the end.
+    """
+
+    source: Source
+    validator: Validator
+    store: Store
+    ledger: Ledger
+    run: IngestRun
+    progress: Say = log.info
+
+    def shard(self, ref: ShardRef) -> ShardRef:
+        """Steps 3 to 5: read, decode, validate and write one shard, unless an earlier try has done so.
+
+        :param ref: from :func:`plan_shards`.
+        :return: the same with its counts and the digest of its mark, for :meth:`land`.
+        :raises SpanConflictError: when the claim was released meanwhile; a retry does not help.
+        """
+        if ref.span is not None:
+            return ref
+        claim = self._held(ref)
+        if _landed(claim, self.store) or _written(claim, self.validator, self.store):
+            return ref
+        shelf = self._shelf(ref)
+        found = shelf.find()
+        if found and shelf.is_whole(found[0]):
+            told = f"shard {ref.shard.number + 1} of {ref.count} was done by an earlier try; nothing is read again"
+            self.progress(told)
+            return replace(ref, mark=found[1], counts=found[0].counts)
+        sieve = Sieve(self.validator, self.source.format, getattr(self.source, "columns", None))
+        span = cut_span(claim.span, ref.shard.of)[ref.shard.number]
+        with contained(self.source, self.validator.schema, self.store, shelf.folder) as read:
+            if ref.count > 1:
+                self._learn(sieve, ref, claim, read)
+            done = sieve.sift(cut(read(span)), shelf, Progress(_size(span), self.progress))
+        # some sources have facts: schemas of a registry, what a replay replays
+        done = replace(done, facts=getattr(self.source, "facts", {}))
+        return replace(ref, mark=shelf.mark(done), counts=done.counts)
+
+    def land(self, refs: Sequence[ShardRef]) -> BatchRef:
+        """Steps 6 to 9: land the batch that all its shards make.
+
+        :param refs: what :meth:`shard` returned, of all shards, in any order.
+        :raises CorruptBatchError: a shard is not there, or was made under other rules; the message says what to clear.
+        :raises BatchRejectedError: too many rows were rejected; a retry does not help.
+        """
+        ordered = _complete(refs)
+        if ordered[0].span is not None:
+            return self._land_nothing(ordered[0], ordered[0].span)
+        claim = self._held(ordered[0])
+        ref = _landed(claim, self.store)
+        if ref is not None:
+            self.progress(f"batch {ref.batch_id} was landed by run {claim.run_id}; nothing is read again")
+        else:
+            ref = self._write(claim, ordered)  # 6
+            self.ledger.landed(self.run.pipeline, claim.run_key, ref)  # 7
+            self.source.commit(claim.span)  # 8
+        self._tidy(ref)  # 9
+        return ref
+
+    def _write(self, claim: Claim, refs: Sequence[ShardRef]) -> BatchRef:
+        try:
+            return _written(claim, self.validator, self.store) or self._join(claim, refs)
+        except CorruptBatchError:
+            # a zombie of this task may have landed the batch meanwhile, and removed the marks
+            found = _written(claim, self.validator, self.store)
+            if found is None:
+                raise
+            return found
+
+    def _tidy(self, ref: BatchRef) -> None:
+        try:
+            self.store.remove(f"{self.run.pipeline}/{KIND}/{ref.batch_id}/{FOLDER}")
+        except AiProviderError as error:  # the batch is whole without that
+            log.warning("what batch %s no longer needs is still there: %s", ref.batch_id, error)
+
+    def _join(self, claim: Claim, refs: Sequence[ShardRef]) -> BatchRef:
+        shards = [_marked(ref, self._shelf(ref)) for ref in refs]
+        landing = Landing(self.store, self.run.pipeline, claim.span.batch_id, shards)
+        landing.judge(self.validator)
+        for rule, count in landing.warnings.items():
+            self.progress(f"warning: {rule}" + (f" ({count:,} rows, kept)" if count else ""))
+        landing.refuse(self.run.max_rejected)
+        ref = landing.land(self._facts(claim.span))
+        self.progress(f"batch {ref.batch_id}: " + ", ".join(f"{count:,} {name}" for name, count in ref.counts.items()))
+        return ref
+
+    def _land_nothing(self, ref: ShardRef, span: Span) -> BatchRef:
+        # Named by the run: two runs that find nothing at the same offsets must not overwrite each other's manifest.
+        batch_id = f"{span.batch_id}-{digest_of([ref.run_key, self.validator.digest])[7:15]}"
+        return Landing(self.store, self.run.pipeline, batch_id, ()).land(self._facts(span))
+
+    def _facts(self, span: Span) -> dict[str, Any]:
+        return {"span": span.to_dict(), "suite": self.validator.digest, "key": self.source.key}
+
+    def _held(self, ref: ShardRef) -> Claim:
+        claim = self.ledger.claim_of(self.run.pipeline, ref.run_key)
+        if claim is None or claim.span.batch_id != ref.batch_id:
+            raise SpanConflictError(
+                f"the claim {ref.run_key} on the rows of batch {ref.batch_id} was released meanwhile: another run may "
+                "take them. Clear the task that plans the batch, and those after it.",
+                owner_key=ref.run_key,
+            )
+        return claim
+
+    def _shelf(self, ref: ShardRef) -> Shelf:
+        # the batch's name is made of the span, and the shard's rows of that and its numbers
+        rows = {"batch": ref.batch_id, "number": ref.shard.number, "of": ref.shard.of}
+        made_from = {**rows, "suite": self.validator.digest}
+        return Shelf(self.store, self.run.pipeline, ref.batch_id, ref.shard, made_from)
+
+    def _learn(self, sieve: Sieve, ref: ShardRef, claim: Claim, read: Read) -> None:
+        """Fix the columns by the first rows of the batch, whichever shard this is; the first to come stores them."""
+        suite = self.validator.digest[-12:]  # under other rules other rows may be the first that fit
+        path = f"{self.run.pipeline}/{KIND}/{ref.batch_id}/{FOLDER}/head-{suite}"
+        data = self.store.read_bytes(path)
+        if data is not None:
+            sieve.learn(unpack(data))
+            return
+        with closing(read(claim.span)) as tables:  # type: ignore[type-var]  # all sources give generators
+            for block in islice(cut(tables), _HEAD_BLOCKS):
+                head = sieve.learn(block)
+                if head is not None:
+                    self.store.write_bytes(path, pack(head))
+                    return
+
+
+def _complete(refs: Sequence[ShardRef]) -> list[ShardRef]:
+    """All shards of one batch in row order, each once."""
+    ordered = sorted(refs, key=lambda ref: ref.shard.number)
+    count = ordered[0].count if ordered else 0
+    same = len({(ref.batch_id, ref.run_key, ref.shard.of, ref.count) for ref in ordered}) == 1
+    if not same or [ref.shard.number for ref in ordered] != list(range(count)):
+        raise CorruptBatchError(
+            f"the shards {[ref.shard.number + 1 for ref in ordered]} of {count} make no whole batch. Clear the task "
+            "that plans the batch, and those after it."
+        )
+    return ordered
+
+
+def _marked(ref: ShardRef, shelf: Shelf) -> Shelved:
+    found = shelf.find()
+    if found is None or found[1] != ref.mark:
+        why = "is not there, or was made under other expectations" if found is None else "was made anew since"
+        raise CorruptBatchError(
+            f"shard {ref.shard.number + 1} of {ref.count} of batch {ref.batch_id} {why}. Nothing was landed. Clear the "
+            "shards' tasks: those that are done under these expectations return at once.",
+            shard=ref.shard.number,
+        )
+    return Shelved(shelf, found[0])
 
 
 def _landed(claim: Claim, store: Store) -> BatchRef | None:
@@ -144,66 +309,6 @@ def _written(claim: Claim, validator: Validator, store: Store) -> BatchRef | Non
     facts = store.manifest(found).facts
     same = facts.get("span") == claim.span.to_dict() and facts.get("suite") == validator.digest
     return found if same else None
-
-
-def _write(
-    span: Span,
-    source: Source,
-    validator: Validator,
-    store: Store,
-    run: IngestRun,
-    *,
-    progress: Callable[[str], None],
-) -> BatchRef:
-    """Steps 3 to 6."""
-    landing = Landing(store, run.pipeline, span.batch_id)
-    sieve = Sieve(validator, source.format, getattr(source, "columns", None))
-    report = Progress(_size(span), progress)
-    waits = validator.batch_rules is not None and validator.batch_rules.rejects_rows
-    with ExitStack() as stack:
-        read = stack.enter_context(contained(source, validator.schema, store, f"{run.pipeline}/{KIND}/{span.batch_id}"))
-        shelf = stack.enter_context(Shelf()) if waits else None
-        put = shelf.put if shelf is not None else landing.write
-        behind = stack.enter_context(Behind())
-        for block in cut(read(span)):  # 3
-            decoded = sieve.decode(block)  # 4
-            # validating and writing hold no interpreter lock to speak of: they keep up while the next block is read
-            behind.do(partial(_part, sieve, block, decoded, put))  # 4, 5
-            report.note(block.num_rows, landing.accepted, landing.quarantined)
-        behind.wait()
-        reasons = sieve.judge()  # 4, what only the whole batch can tell
-        for accepted, rejected in shelf.take() if shelf is not None else ():
-            landing.write(*reject_more(accepted, rejected, reasons))  # 5
-    for rule, count in sieve.warnings.items():
-        progress(f"warning: {rule}" + (f" ({count:,} rows, kept)" if count else ""))
-    landing.refuse(report.read, run.max_rejected, sieve.failures)
-    ref = landing.land(report.read, _facts(span, source, validator, sieve.columns, dict(sieve.warnings)))  # 6
-    report.end(landing.accepted, landing.quarantined)
-    return ref
-
-
-def _part(sieve: Sieve, block: pa.Table, decoded: Decoded, put: Callable[[pa.Table, pa.Table], None]) -> None:
-    put(*sieve.validate(block, decoded))
-
-
-def _land_nothing(span: Span, source: Source, validator: Validator, store: Store, run: IngestRun) -> BatchRef:
-    # Named by the run: two runs that find nothing at the same offsets must not overwrite each other's manifest.
-    batch_id = f"{span.batch_id}-{digest_of([run.run_key, validator.digest])[7:15]}"
-    still = Span(span.source, span.identity, span.slices)  # its facts change from try to try
-    return Landing(store, run.pipeline, batch_id).land(0, _facts(still, source, validator, {}, {}))
-
-
-def _facts(
-    span: Span, source: Source, validator: Validator, columns: Mapping[str, str], warnings: Mapping[str, int]
-) -> dict[str, Any]:
-    facts: dict[str, Any] = {
-        "span": span.to_dict(),
-        "suite": validator.digest,
-        "key": source.key,
-        "columns": dict(columns),
-        **getattr(source, "facts", {}),  # some have any: schemas of a registry, what a replay replays
-    }
-    return {**facts, "warnings": dict(sorted(warnings.items()))} if warnings else facts
 
 
 def _size(span: Span) -> int:

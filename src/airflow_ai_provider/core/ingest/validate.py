@@ -92,6 +92,8 @@ _COMPARES = frozenset(
 """They raise on a null in Arrow-backed frames, so they see rows without nulls only, and the door decides the rest."""
 _SETS = frozenset({"expect_column_values_to_be_in_set", "expect_column_values_to_not_be_in_set"})
 """They raise on a column of nulls only, whose lack of a type the set's members do not have; it breaks neither."""
+_UNIQUE = frozenset({"expect_column_values_to_be_unique", "expect_compound_columns_to_be_unique"})
+"""What a row breaks only when another one has the same values; of many rows, those few are all that is judged."""
 _ANSWERED_BY_DTYPE = "expect_column_values_to_be_in_type_list"
 _LEAVES_OUT_SOME = frozenset({"either_value_is_missing", "any_value_is_missing"})
 
@@ -156,7 +158,8 @@ class GxValidator:
         self.digest = parsed.digest
         named = [c for b in bound if b.names_rows for c in b.rule.columns]
         self.schema: Mapping[str, str] = {**parsed.types, **{c: "" for c in named if c not in parsed.types}}
-        self.batch_rules = _needs(self._whole_rules)
+        self._groups = _group(self._whole_rules)
+        self.batch_rules = tuple(self._groups)
 
     def split(self, table: pa.Table) -> Verdict:
         """Apply the rules that each row answers alone.
@@ -174,14 +177,16 @@ class GxValidator:
         rejected = with_reasons(table.take(pa.array(bad, pa.int64())), [reasons[i] for i in bad])
         return Verdict(table.filter(flags(good)), rejected, failures, warnings)
 
-    def judge(self, table: pa.Table) -> Judgement:
+    def judge(self, table: pa.Table, rules: BatchRules | None = None) -> Judgement:
         """Apply the rules that only the whole batch answers.
 
+        :param rules: one of :attr:`batch_rules`; None: all of them.
         :raises BatchRejectedError: when a rule cannot be judged (it raised); a retry does not help.
         """
-        if not self._whole_rules:
+        asked = self._whole_rules if rules is None else self._groups[rules]
+        if not asked:
             return Judgement()
-        reasons, failures, warnings = self._conclude(table, self._whole_rules)
+        reasons, failures, warnings = self._conclude(table, asked)
         ids = table[ROW_ID].take(pa.array(sorted(reasons), pa.int64())).to_pylist()
         return Judgement(dict(zip(ids, (reasons[i] for i in sorted(reasons)), strict=True)), failures, warnings)
 
@@ -339,13 +344,26 @@ def _messages(error: Exception) -> Iterable[str]:
     ]
 
 
-def _needs(rules: Sequence[_Bound]) -> BatchRules | None:
-    if not rules:
-        return None
+def _group(rules: Sequence[_Bound]) -> dict[BatchRules, list[_Bound]]:
+    """Part the rules about repeated values, a group for each set of columns, from all others."""
+    groups: dict[tuple[str, ...], list[_Bound]] = {}
+    for bound in rules:
+        groups.setdefault(bound.rule.columns if _looks_for_repeats(bound) else (), []).append(bound)
+    return {_needs(group, repeats=bool(columns)): group for columns, group in groups.items()}
+
+
+def _looks_for_repeats(bound: _Bound) -> bool:
+    """Only arguments under which a row's verdict depends on rows of the same values alone."""
+    known = {"column", "column_list", "ignore_row_if", "mostly"}
+    plain = bound.rule.type in _UNIQUE and set(bound.rule.kwargs) <= known and bound.rule.kwargs.get("mostly", 1) == 1
+    return plain and type(bound.expectation).__module__.startswith("great_expectations.")
+
+
+def _needs(rules: Sequence[_Bound], *, repeats: bool) -> BatchRules:
     about_columns = any(not b.rule.columns and "row_count" not in b.rule.type for b in rules)
     columns = tuple(dict.fromkeys(c for b in rules for c in b.rule.columns))
     rejects = any(b.names_rows and b.policy != "warn" for b in rules)
-    return BatchRules(None if about_columns else columns, rejects)
+    return BatchRules(None if about_columns else columns, rejects, repeats)
 
 
 def _frame(table: pa.Table) -> _Frame:

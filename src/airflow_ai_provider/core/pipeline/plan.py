@@ -57,12 +57,14 @@ class TaskPlan:
     """One task.
 
     :param task_id: its id.
-    :param verb: which operator: ``pin``, ``ingest``, ``infer``, ``gather``, ``decide``, ``review``, ``act``, ``undo``.
+    :param verb: which operator: ``pin``, ``ingest`` (in shards: ``plan``, ``shard``, ``land``), ``infer``, ``gather``,
+        ``decide``, ``review``, ``act``, ``undo``.
     :param arguments: the operator's own parameters: plain values, templates and :class:`Ref`.
     :param upstream: ids of the tasks before it, with those that its references imply.
     :param trigger_rule: when it runs, given what became of those.
     :param branches: for ``decide``: route → the tasks that take its rows.
-    :param expand: the argument that the task is mapped over, with its values; empty for a task that is not mapped.
+    :param expand: the argument that the task is mapped over, with its values or the output that has them; empty for a
+        task that is not mapped.
     :param placement: where it runs: ``gpu``, ``pool``, ``queue``.
     """
 
@@ -72,7 +74,7 @@ class TaskPlan:
     upstream: tuple[str, ...] = ()
     trigger_rule: str = "all_success"
     branches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    expand: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    expand: Mapping[str, Sequence[Any] | Ref] = field(default_factory=dict)
     placement: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -122,7 +124,7 @@ def plan(spec: Spec) -> Plan:
     :param spec: a spec.
     :return: pin, ingest → infer → decide → review (when asked for) → the steps in order → undo (when a step has one).
     """
-    tasks = [_pin(spec.sections.infer), _ingest(spec.sections.ingest), *_infer(spec), _decide(spec)]
+    tasks = [_pin(spec.sections.infer), *_ingest(spec.sections.ingest), *_infer(spec), _decide(spec)]
     if spec.sections.review:
         tasks.append(_review(spec))
     tasks += _steps(spec)
@@ -141,7 +143,7 @@ def _schedule(sections: Sections) -> str | dict[str, Any] | None:
     schedule = sections.schedule
     if not isinstance(schedule, WakeUp):
         return schedule
-    watched = _ingest(sections.ingest).arguments["source"]
+    watched = _source(sections.ingest)
     return {"topic": watched, "sweep": schedule.sweep, "every_s": schedule.every.total_seconds()}
 
 
@@ -183,20 +185,26 @@ def _pin(infer: Infer) -> TaskPlan:
     return TaskPlan("pin", "pin", _given(arguments))
 
 
-def _ingest(section: Ingest) -> TaskPlan:
+def _source(section: Ingest) -> dict[str, Any]:
     if section.kafka is not None:
         source: dict[str, Any] = {"kind": "kafka", "topic": section.kafka}
     else:
         source = {"kind": "files", "path": section.files}
-    source |= {name: value for name in ("key", "format") if (value := getattr(section, name)) is not None}
-    arguments = {
-        "source": source,
-        "expectations": section.expectations,
-        "max_rejected": section.max_rejected,
-        "row_limit": "{{ params.row_limit }}",
-        "dead_letters": section.dead_letter_topic,
-    }
-    return TaskPlan("ingest", "ingest", _given(arguments))
+    return source | _given({name: getattr(section, name) for name in ("key", "format")})
+
+
+def _ingest(section: Ingest) -> Iterator[TaskPlan]:
+    limits = _given({"rows": "{{ params.row_limit }}", "bytes": section.byte_limit, "until": section.until})
+    taken = {"source": _source(section), "limits": limits}
+    rules = _given({"expectations": section.expectations})
+    landing = _given({"max_rejected": section.max_rejected, "dead_letters": section.dead_letter_topic})
+    if section.shards is None:
+        yield TaskPlan("ingest", "ingest", taken | rules | landing)
+        return
+    yield TaskPlan("ingest_plan", "plan", taken | {"shards": section.shards})
+    yield TaskPlan("ingest_shard", "shard", rules, ("ingest_plan",), expand={"shard": Ref("ingest_plan")})
+    # the task that lands has the name that others know: what comes after it is the same, cut or not
+    yield TaskPlan("ingest", "land", {"parts": Ref("ingest_shard")} | landing, ("ingest_shard",))
 
 
 def _infer(spec: Spec) -> Iterator[TaskPlan]:

@@ -58,7 +58,11 @@ def _flow(plan: Plan) -> Iterator[str]:
     if otherwise != "review":
         branches[otherwise] = decide.branches[otherwise]
     lines = [_branch(route, takers) for route, takers in branches.items()]
-    mapped = next((f"infer_shard ×{len(t.expand['shard'])} ─▶ " for t in plan.tasks if t.expand), "")
+    cut = next((task for task in plan.tasks if task.verb == "plan"), None)
+    if cut is not None:
+        yield f"ingest_plan ─▶ ingest_shard ×{cut.arguments['shards']} ─▶ ingest"
+    named = [t.expand["shard"] for t in plan.tasks if t.task_id == "infer_shard"]
+    mapped = "".join(f"infer_shard ×{len(names)} ─▶ " for names in named if not isinstance(names, Ref))
     stem = f"ingest ─┴▶ {mapped}infer ─▶ decide ─"
     yield "pin ────┐"
     yield f"{stem}┬─ {lines[0]}"
@@ -77,12 +81,16 @@ def _task(task: TaskPlan, width: int, params: dict[str, Param]) -> Iterator[str]
     after = f"after {', '.join(task.upstream)}" if task.upstream else "at once"
     rule = "" if task.trigger_rule == "all_success" else f"  [{task.trigger_rule}]"
     yield f"  {task.task_id:<{width}}  {task.verb:<7} {after}{rule}"
-    mapped = {f"{name} of": f"{values[0]} … {values[-1]}" for name, values in task.expand.items()}
+    mapped = {f"{name} of": _items(values) for name, values in task.expand.items()}
     for name, value in {**task.arguments, **mapped, **task.placement}.items():
         text = _value(value)
         for template, param in params.items():
             text = text.replace(template, f"{_value(param.default)} *")
         yield f"  {'':<{width}}    {name}: {text}"
+
+
+def _items(values: Any) -> str:
+    return f"each of {values}" if isinstance(values, Ref) else f"{values[0]} … {values[-1]}"
 
 
 def _value(value: Any) -> str:

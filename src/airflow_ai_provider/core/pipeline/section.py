@@ -15,6 +15,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Dis
 from airflow_ai_provider.core.batch import share_or_count
 from airflow_ai_provider.core.infer.choose import read_policies
 from airflow_ai_provider.core.infer.shard import MOST
+from airflow_ai_provider.core.ingest.limit import Limits, read_duration
+from airflow_ai_provider.core.ingest.shard import MOST as MOST_INGESTING
 from airflow_ai_provider.errors import SpecError
 
 METHODS = ("post", "put", "patch", "delete")
@@ -23,18 +25,6 @@ _NAMES = ("once", "continuous", "hourly", "daily", "midnight", "weekly", "monthl
 _PRESETS = tuple(f"@{name}" for name in _NAMES)
 _ATOM = r"(?:[*?LR]|\d{1,2}|[A-Za-z]{3})[LW]?"
 _FIELD = rf"{_ATOM}(?:[-/#,]{_ATOM})*"  # what a cron field looks like; Airflow judges its numbers
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-
-
-def read_duration(value: Any) -> timedelta:
-    """Read ``90s``, ``30m``, ``4h``, ``1h30m``, ``2d``."""
-    pieces = re.findall(r"(\d+)([smhdw])", value) if isinstance(value, str) else []
-    if not pieces or "".join(n + u for n, u in pieces) != value:
-        raise ValueError(f"{value!r} is not a duration. Write a number and a unit, such as 90s, 30m, 4h or 2d")
-    seconds = sum(int(number) * _UNITS[unit] for number, unit in pieces)
-    if not 0 < seconds <= 366 * _UNITS["d"]:
-        raise ValueError(f"{value!r} is not between one second and a year")
-    return timedelta(seconds=seconds)
 
 
 def _read_limit(value: Any) -> Any:
@@ -46,6 +36,30 @@ def _read_limit(value: Any) -> Any:
     except SpecError:
         pass
     raise ValueError(f"{value!r} is not a share or a count of rows. Write 20%, 0.2 or 50")
+
+
+def _read_bytes(value: Any) -> Any:
+    if isinstance(value, int | str) and not isinstance(value, bool):
+        _demand_limit(Limits(bytes=value), "a number of bytes. Write 500MB, 2GiB or a whole number")
+        return value
+    raise ValueError(f"{value!r} is not a number of bytes. Write 500MB, 2GiB or a whole number")
+
+
+def _read_until(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return (value if value.tzinfo else value.replace(tzinfo=UTC)).isoformat()
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is neither a time nor an age. Write 2026-01-31T12:00:00Z, 5m or a template")
+    if "{{" not in value:
+        _demand_limit(Limits(until=value), "a time or an age. Write 2026-01-31T12:00:00Z, 5m or a template")
+    return value
+
+
+def _demand_limit(limits: Limits, what: str) -> None:
+    try:
+        limits.read(datetime(2026, 1, 1, tzinfo=UTC))
+    except (SpecError, ValueError):
+        raise ValueError(f"{limits.bytes or limits.until!r} is not {what}") from None
 
 
 def _read_schedule(value: str) -> str:
@@ -138,6 +152,9 @@ class Ingest(Section):
     max_rejected: Limit | None = None
     row_limit: Annotated[int, Field(ge=0)] = 0
     dead_letter_topic: Text | None = None
+    byte_limit: Annotated[int | str, BeforeValidator(_read_bytes)] | None = None
+    until: Annotated[str, BeforeValidator(_read_until)] | None = None
+    shards: Annotated[int, Field(ge=1, le=MOST_INGESTING)] | None = None
 
 
 class Infer(Section):

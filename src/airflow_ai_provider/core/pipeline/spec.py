@@ -32,7 +32,7 @@ from airflow_ai_provider.core.pipeline.section import (
 from airflow_ai_provider.errors import SpecError
 
 T = TypeVar("T", bound=Section)
-TASKS = ("pin", "ingest", "infer_shard", "infer", "decide", "review", "undo")
+TASKS = ("pin", "ingest_plan", "ingest_shard", "ingest", "infer_shard", "infer", "decide", "review", "undo")
 _FORMATS = {"kafka": ("json", "avro", "protobuf"), "files": ("auto", "jsonl", "csv", "parquet", "image")}
 
 
@@ -180,6 +180,12 @@ def _ingest_faults(raw: Any) -> Iterator[Fault]:
     if ingest.format is not None and ingest.format not in fits:
         what = f"{ingest.format!r} is not a format of {sources[0]}. There is {', '.join(fits)}"
         yield ("ingest", "format"), what
+    if ingest.until is not None and sources[0] == "files":
+        yield ("ingest", "until"), "is for topics: files have no time of arrival. Leave it out"
+    yield from _topic_faults(ingest)
+
+
+def _topic_faults(ingest: Ingest) -> Iterator[Fault]:
     for name in ("kafka", "dead_letter_topic"):
         topic = getattr(ingest, name) or ""
         if topic and "{{" not in topic and not re.fullmatch(r"[\w.-]{1,249}", topic):
