@@ -229,8 +229,11 @@ class _Job:
 
     def _start(self, rows: pa.Table, work: ThreadPoolExecutor) -> list[tuple[pa.Table, Future[pa.Table]]]:
         """Cut a part into chunks and let the workers at them."""
-        unit = 1 if "padding" in self.engine.traits else self.size.now
-        length = chunk_rows(rows.num_rows, unit, self.engine.row_bytes, self.engine.workers)
+        if "padding" in self.engine.traits:
+            # As many rows together as the workers leave: of more rows more have the same width.
+            length = max(1, min(_CHUNK_ROWS, -(-rows.num_rows // self.engine.workers)))
+        else:
+            length = chunk_rows(rows.num_rows, self.size.now, self.engine.row_bytes, self.engine.workers)
         chunks = [rows.slice(start, length) for start in range(0, max(1, rows.num_rows), length)]
         return [(chunk, work.submit(self._predict, chunk)) for chunk in chunks]
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
@@ -56,6 +57,8 @@ class PyfuncEngine:
     name = "pyfunc"
     steady = False
     workers = 1
+    tunable = False  # what it does with many rows at once is its own affair
+    traits: Mapping[str, Any] = MappingProxyType({})
     padding: dict[str, Any] | None = None
 
     def __init__(self, pin: Pin, folder: Path, device: str) -> None:
