@@ -63,7 +63,8 @@ DOORS: dict[str, set[str]] = {
     "onnxruntime": {"core.infer.onnx", "core.infer.quantize"},
     "torch": {"core.infer.torch"},
     "sqlalchemy": {"core.ledger_sql", "core.ledger_engine"},  # what is asked, and of which database
-    "ray": set(),
+    "pyspark": {"core.infer.spark"},
+    "ray": {"core.infer.ray"},
     "polars": set(),
     "aiohttp": {"core.infer.remote.client", "core.act.http"},
     "confluent_kafka": {"core.ingest.kafka", "core.ingest.dead_letter", "core.act.kafka", "hooks.kafka"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from airflow_ai_provider.run import find_file, run_of
 
 if TYPE_CHECKING:
     from airflow_ai_provider.core.batch import Pin
+    from airflow_ai_provider.core.infer.cluster import Job
     from airflow_ai_provider.core.infer.engine import Engine
     from airflow_ai_provider.core.infer.runner import Runner
     from airflow_ai_provider.core.infer.worker import Worker
@@ -156,6 +158,7 @@ class BatchInferenceOperator(BaseOperator):
         """Check the pin, open the engine, predict."""
         from airflow_ai_provider.core.batch import BatchRef, Pin, share_or_count
         from airflow_ai_provider.core.infer.batch_size import SizeMemory
+        from airflow_ai_provider.core.infer.cluster import Job
         from airflow_ai_provider.core.infer.flow import infer
         from airflow_ai_provider.core.infer.gather import predict_shard
         from airflow_ai_provider.core.infer.runner import Runner
@@ -165,14 +168,30 @@ class BatchInferenceOperator(BaseOperator):
         batch, pin = BatchRef.from_dict(self.batch), Pin.from_dict(self.model)
         runner = self.runner if isinstance(self.runner, Runner) else Runner.from_dict(self.runner or {})
         store, limit = StoreHook(self.store_conn_id).get_store(), share_or_count(self.max_failed)
-        asked: Any = {"pipeline": run_of(context).pipeline, "batch_size": runner.batch_size}
-        asked["memory"] = SizeMemory(this_worker().cache_dir)
+        pipeline, worker = run_of(context).pipeline, this_worker()
+        if runner.engine != "local":
+            return self._spread(Job(batch, pin, store, pipeline, self.device, runner, worker), limit)
+        memory = SizeMemory(worker.cache_dir)
+        asked: Any = {"pipeline": pipeline, "batch_size": runner.batch_size, "memory": memory}
         if self.shard:
             _demand_no_limit(limit)
             opened = partial(self._open, pin, runner, context)
             return predict_shard(batch, pin, store, opened, Shard.parse(self.shard), **asked).to_dict()
         with self._open(pin, runner, context) as engine:
             return infer(batch, pin, store, engine, max_failed=limit, **asked).to_dict()
+
+    def _spread(self, job: Job, limit: float | int | None) -> dict[str, Any]:
+        """Have a cluster predict, which fetches the model from the registry by itself."""
+        from airflow_ai_provider.core.infer.cluster import infer_on_cluster
+        from airflow_ai_provider.hooks.mlflow import MlflowRegistryHook
+
+        if self.shard:
+            raise SpecError(
+                f"shard={self.shard!r} and engine={job.runner.engine!r} both share the batch out. Leave one out.",
+                faults=[("shard", "the cluster shares the batch out")],
+            )
+        registry = MlflowRegistryHook(self.mlflow_conn_id).tracking_uri()
+        return infer_on_cluster(replace(job, registry=registry), max_failed=limit).to_dict()
 
     def _open(self, pin: Pin, runner: Runner, context: Any) -> AbstractContextManager[Engine]:
         """Open the model on this worker, or meet the server that has it."""

@@ -11,7 +11,8 @@ from airflow_ai_provider.errors import SpecError
 
 
 def test_what_was_written_is_read_again() -> None:
-    for runner in (Runner(), Runner(64), Runner(endpoint="triton"), Runner(1, "triton")):
+    cluster = Runner(engine="ray", cluster="auto", workers=3)
+    for runner in (Runner(), Runner(64), Runner(endpoint="triton"), Runner(1, "triton"), cluster):
         assert Runner.from_dict(runner.to_dict()) == runner
         assert Runner.from_dict(runner.to_dict()).digest == runner.digest
     assert Runner(64).digest != Runner(65).digest
@@ -32,6 +33,10 @@ def test_a_mapping_may_hold_what_templates_render() -> None:
         ({"batch_size": 2.5, "endpoint": " "}, ["batch_size", "endpoint"]),
         ({"endpoint": 3}, ["endpoint"]),
         ({"batchsize": 3}, ["batchsize"]),
+        ({"engine": "dask"}, ["engine"]),
+        ({"cluster": "auto", "workers": "2"}, ["cluster", "workers"]),
+        ({"engine": "ray", "endpoint": "triton"}, ["endpoint"]),
+        ({"engine": "spark", "cluster": " ", "workers": 0}, ["cluster", "workers"]),
         (["batch_size"], [""]),
     ],
 )

@@ -15,6 +15,7 @@ from airflow_ai_provider.core.batch import digest_of
 from airflow_ai_provider.errors import SpecError
 
 Faults = list[tuple[str, str]]
+ENGINES = ("local", "ray", "spark")
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,18 @@ class Runner:
 
     :param batch_size: rows per call of the model, at least 1; None lets the engine choose.
     :param endpoint: connection of a model server that predicts instead of this worker; None predicts here.
+    :param engine: where processes predict: ``local`` on this worker, ``ray`` or ``spark`` on a cluster.
+    :param cluster: address of the cluster: Ray's (``auto``, ``ray://head:10001``) or Spark's master
+        (``spark://head:7077``, ``sc://head``); None starts one on this worker.
+    :param workers: how many of the cluster's tasks run at once; None: as many as it has room for.
     :raises SpecError: on creation, with every fault; a retry does not help.
     """
 
     batch_size: int | None = None
     endpoint: str | None = None
+    engine: str = "local"
+    cluster: str | None = None
+    workers: int | None = None
 
     def __post_init__(self) -> None:
         faults: Faults = []
@@ -38,9 +46,9 @@ class Runner:
             faults.append(
                 ("batch_size", f"{self.batch_size!r} is not a number of rows. Give 1 or more, or leave it out")
             )
-        if self.endpoint is not None and not (isinstance(self.endpoint, str) and self.endpoint.strip()):
+        if self.endpoint is not None and not _is_text(self.endpoint):
             faults.append(("endpoint", f"{self.endpoint!r} names no connection. Give its id, or leave it out"))
-        _raise(faults)
+        _raise(faults + _cluster_faults(self))
 
     @property
     def digest(self) -> str:
@@ -66,7 +74,7 @@ class Runner:
 
 
 FIELDS = tuple(field.name for field in fields(Runner))
-_NUMBERS = ("batch_size",)
+_NUMBERS = ("batch_size", "workers")
 
 
 def _read(name: str, value: Any) -> Any:
@@ -76,6 +84,26 @@ def _read(name: str, value: Any) -> Any:
         except ValueError:
             return value  # the runner names it as a fault, with the others
     return value
+
+
+def _cluster_faults(runner: Runner) -> Faults:
+    if runner.engine not in ENGINES:
+        return [("engine", f"{runner.engine!r} is none of {', '.join(ENGINES)}")]
+    faults: Faults = []
+    if runner.cluster is not None and not _is_text(runner.cluster):
+        faults.append(("cluster", f"{runner.cluster!r} is no address. Give one, or leave it out"))
+    if runner.workers is not None and not _is_count(runner.workers):
+        faults.append(("workers", f"{runner.workers!r} is not a number of tasks. Give 1 or more, or leave it out"))
+    if runner.engine == "local":
+        given = [name for name in ("cluster", "workers") if getattr(runner, name) is not None]
+        faults += [(name, "is for a cluster; set engine to ray or spark, or leave it out") for name in given]
+    elif runner.endpoint is not None:
+        faults.append(("endpoint", f"predicts on a server, engine {runner.engine} on a cluster; leave one of them out"))
+    return faults
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _is_count(value: Any) -> bool:

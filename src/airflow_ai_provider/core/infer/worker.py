@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from airflow_ai_provider.core.batch import Pin
 from airflow_ai_provider.core.infer import cache, lease
@@ -82,6 +83,15 @@ class WarmEngines:
             self._engine = self._opened.enter_context(worker.engine(pin, device, registry, owner=owner))
             self._key = (pin.digest, device)
         return self._engine
+
+    @contextmanager
+    def lent(self, *asked: Any, **more: Any) -> Iterator[Engine]:
+        """Give the engine of :meth:`engine` to one user, and keep it open after it, unless the user fails."""
+        try:
+            yield self.engine(*asked, **more)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Close what is open."""

@@ -168,6 +168,9 @@ class Infer(Section):
     batch_size: Annotated[int, Field(ge=1)] | None = None
     max_failed: Limit | None = None
     endpoint: Text | None = None
+    engine: Literal["local", "ray", "spark"] | None = None
+    cluster: Text | None = None
+    workers: Annotated[int, Field(ge=1)] | None = None
     shards: Annotated[int, Field(ge=1, le=MOST)] | None = None
     gpu: Annotated[int, Field(ge=1)] | None = None
     pool: Text | None = None

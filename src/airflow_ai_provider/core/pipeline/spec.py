@@ -16,6 +16,8 @@ from pydantic import ValidationError
 
 from airflow_ai_provider.core.decide.policy import Fallback, Policy
 from airflow_ai_provider.core.decide.rule import find_faults
+from airflow_ai_provider.core.infer.runner import FIELDS as RUNNER_FIELDS
+from airflow_ai_provider.core.infer.runner import Runner
 from airflow_ai_provider.core.pipeline.document import Document, DocumentError, Fault, Location, read_document
 from airflow_ai_provider.core.pipeline.fault import explain, path_of
 from airflow_ai_provider.core.pipeline.section import (
@@ -203,6 +205,12 @@ def _infer_faults(raw: Any) -> Iterator[Fault]:
     if infer.gpu is not None and (infer.endpoint is not None or infer.device == "cpu"):
         why = "device is cpu" if infer.endpoint is None else "the model server at endpoint predicts"
         yield ("infer", "gpu"), f"would reserve a GPU for nothing: {why}. Leave one of them out"
+    if infer.shards is not None and infer.engine in ("ray", "spark"):
+        yield ("infer", "shards"), f"and engine {infer.engine} both share the batch out. Leave one of them out"
+    try:
+        Runner.from_dict({name: getattr(infer, name) for name in RUNNER_FIELDS})
+    except SpecError as error:
+        yield from ((("infer", path), text) for path, text in error.faults)
 
 
 def _policy(decide: Decide) -> Policy:
