@@ -8,6 +8,7 @@ the watch; every look is noted in the alias's history.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,8 @@ _LONGEST_PAUSE_S = 600.0
 class ModelAliasTrigger(BaseEventTrigger):
     """Fire when an alias points to another version than at the last look, at most once per interval.
 
-    For an ``AssetWatcher`` of one asset. The first look ever only remembers. An alias that is removed fires nothing;
-    set again, it fires when it points elsewhere than before.
+    For an ``AssetWatcher`` of one asset (shared by several, it cannot remember over a restart). The first look ever only
+    remembers. An alias that is removed fires nothing; set again, it fires when it points elsewhere than before.
 
     :param model: ``name@alias``.
     :param mlflow_conn_id: connection of the MLflow registry.
@@ -95,14 +96,16 @@ class ModelAliasTrigger(BaseEventTrigger):
         return aliases.get(alias, "")
 
     async def _recall(self) -> str | None:
-        if self.asset_state_store is None:
-            return None
-        kept: Any = await self.asset_state_store.aget(self._key)
+        kept: Any = None
+        if self.asset_state_store is not None:
+            with contextlib.suppress(ValueError):  # several assets share this trigger: none of them is meant
+                kept = await self.asset_state_store.aget(self._key)
         return str(kept) if kept else None
 
     async def _remember(self, version: str) -> None:
         if self.asset_state_store is not None:
-            await self.asset_state_store.aset(self._key, version)
+            with contextlib.suppress(ValueError):
+                await self.asset_state_store.aset(self._key, version)
 
     @property
     def _key(self) -> str:

@@ -61,3 +61,22 @@ def dense_onnx(widths: list[int], *, softmax: bool = True, seed: int = 0, rows: 
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(made)
     return bytes(made.SerializeToString())
+
+
+def register_dense(uri: str, name: str, columns: list[str], *, seed: int = 0, **options: Any) -> str:
+    """Register a dense net over named columns, two classes, as a model's next version."""
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    mlflow.set_experiment("dense nets")  # MLflow remembers one of the registry before
+    logged = mlflow.onnx.log_model(
+        onnx.load_from_string(dense_onnx([len(columns), 2], seed=seed)),
+        name="model",
+        registered_model_name=name,
+        pip_requirements=[],
+        **{"signature": ModelSignature(Schema([ColSpec("double", column) for column in columns])), **options},
+    )
+    return str(logged.registered_model_version)

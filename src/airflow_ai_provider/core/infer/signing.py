@@ -47,7 +47,8 @@ def demand_signed(folder: Path, files: Mapping[str, str], signature: str, signed
         _verify(folder, signature, signed_by)
         covered = _covered(signature)
     except Exception as error:  # ValueError, KeyError, cryptography's own: each is a signature that does not hold
-        said = str(error).strip().splitlines()
+        # the library's text goes on with both digests, byte by byte
+        said = str(error).strip().partition(": Expected")[0].replace("\\'", "'").splitlines()
         raise ModelTrustError(
             f"{what} is not taken, because its signature does not hold: {said[0][:300] if said else repr(error)}. "
             "Either its files were changed after they were signed, or somebody else signed them. Nothing was loaded."
