@@ -59,7 +59,6 @@ class PyfuncEngine:
     workers = 1
     tunable = False  # what it does with many rows at once is its own affair
     traits: Mapping[str, Any] = MappingProxyType({})
-    padding: dict[str, Any] | None = None
 
     def __init__(self, pin: Pin, folder: Path, device: str) -> None:
         self.device = settle_device(device, "cpu", "a Python function shows no device, so none is promised")
