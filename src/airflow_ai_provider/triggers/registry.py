@@ -27,8 +27,8 @@ _LONGEST_PAUSE_S = 600.0
 class ModelAliasTrigger(BaseEventTrigger):
     """Fire when an alias points to another version than at the last look, at most once per interval.
 
-    For an ``AssetWatcher`` of one asset (shared by several, it cannot remember over a restart). The first look ever only
-    remembers. An alias that is removed fires nothing; set again, it fires when it points elsewhere than before.
+    For an ``AssetWatcher`` of one asset (shared by several, it cannot remember over a restart). The first look ever
+    only remembers. An alias that is removed fires nothing; set again, it fires when it points elsewhere than before.
 
     :param model: ``name@alias``.
     :param mlflow_conn_id: connection of the MLflow registry.
