@@ -71,6 +71,12 @@ def _tell(story: Story) -> str:
         lines += [f"  bar       confidence {d['confidence']}, bar {d['bar']}"]
     if story.fate:
         lines.append(f"  end       {story.fate}")
+    for replay in story.replays:
+        lines.append(
+            f"  replayed  into {replay['batch']} by run {replay['run_id']} at {replay['at']}: {replay['became']}"
+        )
+    if story.fate.startswith("quarantined") and not story.replays:
+        lines.append("  waits     to be replayed: airflow ai quarantine export")
     if story.model:
         m = story.model
         said = f"; predicted {m['prediction']}, score {m['score']}" if "prediction" in m else ""

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from airflow_ai_provider.core.ingest.replay import replay_quarantine
 from airflow_ai_provider.core.ledger import Ledger
 from airflow_ai_provider.core.pipeline.explain import explain
 from airflow_ai_provider.core.store import Store
 from airflow_ai_provider.errors import SpecError
-from airflow_ai_provider.testing import MemoryLedger
+from airflow_ai_provider.testing import MemoryLedger, RuleValidator
 from tests.core.pipeline.story_world import HOSTILE, PIPELINE, RUN, make_world, row_id
 
 
@@ -60,6 +61,33 @@ def test_a_quarantined_row_keeps_its_bytes_and_reason(world: tuple[Ledger, Store
     assert story.row["payload"] == HOSTILE
     assert story.model == {}
     assert story.origin["offset"] == 4
+
+
+def test_a_quarantined_row_is_found_without_its_run_and_followed_through_its_replays(
+    world: tuple[Ledger, Store],
+) -> None:
+    ledger, store = world
+    (story,) = explain(ledger, store, PIPELINE, row_id=row_id(4))
+    assert (story.run_id, story.fate, story.replays) == (RUN, "quarantined: broken_json: invalid UTF-8", ())
+    first = ledger.claims(PIPELINE)[0].ref
+    assert first is not None
+    assert story.origin["quarantine"] == f"{first.uri}/quarantine"
+    rules = RuleValidator(lambda row: None if row["biopsy_id"] != "B-?" else "bad_format: B-?", {"biopsy_id": "string"})
+    mended = {row_id(4): {"biopsy_id": "B-?"}}
+    second = replay_quarantine(store, ledger, rules, first, corrections=mended, pipeline=PIPELINE, run_id="replay-1")
+    mended = {row_id(4): {"biopsy_id": "B-4"}}
+    third = replay_quarantine(store, ledger, rules, second, corrections=mended, pipeline=PIPELINE, run_id="replay-2")
+    stories = explain(ledger, store, PIPELINE, row_id=row_id(4))
+    assert [(s.run_id, s.fate) for s in stories] == [
+        (RUN, "quarantined: broken_json: invalid UTF-8"),
+        ("replay-1", "quarantined: bad_format: B-?"),
+    ]
+    assert [[(r["batch"], r["run_id"], r["became"]) for r in s.replays] for s in stories] == [
+        [(second.batch_id, "replay-1", "quarantined: bad_format: B-?")],
+        [(third.batch_id, "replay-2", "accepted")],
+    ]
+    assert stories[1].origin["replay_of"] == first.batch_id
+    assert [s.run_id for s in explain(ledger, store, PIPELINE, row_id=row_id(4), run_ids=["replay-1"])] == ["replay-1"]
 
 
 def test_what_is_not_there_is_not_made_up(world: tuple[Ledger, Store]) -> None:

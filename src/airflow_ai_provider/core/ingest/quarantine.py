@@ -57,6 +57,18 @@ class Quarantine:
         """Row id → the batch that it was replayed into."""
         return {row: claim.ref.batch_id for claim in self.replays if claim.ref for row in rows_of(claim.span)}
 
+    def may_hold(self, row_id: str) -> bool:
+        """False when the row is surely not of this batch: told by the span, no row is opened."""
+        span, (place, _, number) = self.claim.span, row_id.rpartition("/")
+        if span.source.startswith("replay:"):
+            return row_id in rows_of(span)
+        return any(
+            place.startswith(s.partition)
+            if s.digest
+            else place.endswith(f"/{s.partition}") and number.isdecimal() and s.first <= int(number) < s.end
+            for s in span.slices
+        )
+
     def age(self, now: datetime) -> timedelta:
         """How long its rows have been there."""
         return now - (self.claim.updated_at or now)

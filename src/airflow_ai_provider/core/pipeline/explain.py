@@ -14,7 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from airflow_ai_provider.core.batch import ACCEPTED, PREDICTIONS, QUARANTINE, ROUTES, ROW_ID, BatchRef
-from airflow_ai_provider.core.ledger import Entry, Ledger
+from airflow_ai_provider.core.ingest.quarantine import Quarantine, find_quarantines
+from airflow_ai_provider.core.ingest.replay import rows_of
+from airflow_ai_provider.core.ledger import Claim, Entry, Ledger
 from airflow_ai_provider.core.store import Store
 from airflow_ai_provider.errors import SpecError
 
@@ -36,6 +38,8 @@ class Story:
     :param review: what a person answered; empty when nobody was asked.
     :param actions: ledger entries, oldest step first, undos after what they undo.
     :param fate: where the row ended when it was not routed: ``quarantined: …`` or ``failed: …``.
+    :param replays: what became of it after quarantine, oldest first: ``batch``, ``run_id``, ``at``, ``became``
+        (``accepted``, or ``quarantined: …`` again); empty while it waits.
     """
 
     row_id: str
@@ -47,6 +51,7 @@ class Story:
     review: Mapping[str, Any] = field(default_factory=dict)
     actions: tuple[Entry, ...] = ()
     fate: str = ""
+    replays: tuple[Mapping[str, Any], ...] = ()
 
 
 def explain(
@@ -85,7 +90,62 @@ def explain(
             for story in _find(store, BatchRef.from_dict(noted["batch"]), run_id, wanted, subject):
                 actions = tuple(entry for entry in done if entry.row_id == story.row_id)
                 stories.append(replace(story, review=answers.get(story.row_id, {}), actions=actions))
-    return stories
+    return _with_quarantine(store, find_quarantines(ledger, pipeline), stories, row_id, run_ids)
+
+
+def _with_quarantine(
+    store: Store, quarantines: Sequence[Quarantine], stories: list[Story], row_id: str, run_ids: Sequence[str]
+) -> list[Story]:
+    """Add where the row rests in quarantine, and to every quarantined row what its replays made of it."""
+    held = {q.ref.batch_id: q for q in quarantines}
+    told = {story.origin["batch"] for story in stories}
+    resting = [
+        story
+        for q in held.values()
+        if row_id and q.ref.batch_id not in told and (not run_ids or q.claim.run_id in run_ids)
+        for story in _rest(store, q, row_id)
+    ]
+    order = list(held)  # oldest first; what was never in quarantine comes last, as it was told
+    if resting:
+        stories = sorted(
+            [*resting, *stories], key=lambda s: order.index(b) if (b := s.origin["batch"]) in held else 1e9
+        )
+    return [_followed(store, story, held.get(story.origin["batch"])) for story in stories]
+
+
+def _rest(store: Store, quarantine: Quarantine, row_id: str) -> Iterator[Story]:
+    """Tell of a row in one quarantine, if it is there and the batch still is."""
+    if not quarantine.may_hold(row_id) or quarantine.reasons(store) is None:
+        return
+    facts = store.manifest(quarantine.ref).facts
+    for row in _rows(store, quarantine.ref.only(QUARANTINE), {row_id}, None, ""):
+        fate = f"quarantined: {'; '.join(row.pop('_reasons') or [])}"
+        origin = _source(quarantine.ref.batch_id, facts) | _origin(row)
+        yield Story(row_id, quarantine.claim.run_id, origin, _columns(row), fate=fate)
+
+
+def _followed(store: Store, story: Story, quarantine: Quarantine | None) -> Story:
+    if quarantine is None or not story.fate.startswith("quarantined"):
+        return story
+    replays = tuple(
+        {"batch": _name(claim), "run_id": claim.run_id, "at": claim.updated_at, "became": _became(store, claim, story)}
+        for claim in quarantine.replays
+        if story.row_id in rows_of(claim.span)
+    )
+    place = {"quarantine": f"{quarantine.ref.uri}/{QUARANTINE}", "landed": quarantine.claim.updated_at}
+    return replace(story, origin={**story.origin, **place}, replays=replays)
+
+
+def _name(claim: Claim) -> str:
+    return claim.ref.batch_id if claim.ref else ""
+
+
+def _became(store: Store, claim: Claim, story: Story) -> str:
+    if claim.ref is None or store.find(claim.pipeline, claim.ref.kind, claim.ref.batch_id) is None:
+        return "unknown: its batch has been removed from the store"
+    for row in _rows(store, claim.ref.only(QUARANTINE), {story.row_id}, None, ""):
+        return f"quarantined: {'; '.join(row['_reasons'] or [])}"
+    return "accepted"
 
 
 def _find(store: Store, routes: BatchRef, run_id: str, wanted: set[str], subject: str) -> Iterator[Story]:
@@ -94,8 +154,7 @@ def _find(store: Store, routes: BatchRef, run_id: str, wanted: set[str], subject
     predictions = BatchRef.from_dict(facts["predictions"])
     source = BatchRef.from_dict(store.manifest(predictions).facts["input"])
     batch = store.manifest(source)
-    span = batch.facts.get("span") or {}
-    common = {"source": span.get("source", ""), "batch": source.batch_id, "suite": batch.facts.get("suite")}
+    common = _source(source.batch_id, batch.facts)
     model = {name: facts["pin"].get(name) for name in ("name", "version", "alias", "digest")}
     key = facts.get("key") if subject else None
     found = set()
@@ -113,6 +172,12 @@ def _find(store: Store, routes: BatchRef, run_id: str, wanted: set[str], subject
     for row in _rows(store, source.only(QUARANTINE), wanted - found, None, ""):
         fate = f"quarantined: {'; '.join(row.pop('_reasons') or [])}"
         yield Story(row[ROW_ID], run_id, common | _origin(row), _columns(row), fate=fate)
+
+
+def _source(batch_id: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a batch's manifest says about where its rows came from."""
+    told = {"source": (facts.get("span") or {}).get("source", ""), "batch": batch_id, "suite": facts.get("suite")}
+    return {**told, "replay_of": facts["replay_of"]["batch_id"]} if "replay_of" in facts else told
 
 
 def _rows(store: Store, ref: BatchRef, wanted: set[str], key: str | None, subject: str) -> Iterator[dict[str, Any]]:
