@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import sys
 from collections import Counter
 from typing import Any
 
 import pytest
 
+from airflow_ai_provider.core.ingest.correction import export_rows
+from airflow_ai_provider.core.ingest.quarantine import find_quarantines
+from airflow_ai_provider.core.ledger_sql import open_ledger
+from airflow_ai_provider.core.pipeline.explain import explain
+from include.data import biopsy_records
 from tests.examples.conftest import World
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
@@ -134,3 +140,63 @@ def test_a_later_run_takes_the_new_champion_and_finds_nothing_to_do(world: World
 
 def _routed(world: World, ran: dict[str, Any], route: str) -> list[dict[str, Any]]:
     return world.rows(ran["outputs"]["decide"][route], route)
+
+
+@pytest.fixture(scope="module")
+def replay(world: World, ran: dict[str, Any]) -> str:
+    """The quarantined rows mended as a person does it, but for one that stays and one that is wrong again."""
+    batch, file = ran["outputs"]["ingest"]["batch_id"], world.folder / "mended.jsonl"
+    truth = {record["biopsy_id"]: record for record, _ in biopsy_records()}
+    (quarantine,) = find_quarantines(open_ledger(world.ledger_url), DAG)
+    lines = [json.loads(line) for line in export_rows(quarantine.rows(world.store))]
+    assert len(lines) == 20
+    for line in lines:  # broken JSON names no biopsy any more, but its key does
+        line["row"] = dict(truth[line["origin"]["key"]])
+    lines[0]["row"]["mean_radius"] = -1.0
+    file.write_text("\n".join(map(json.dumps, lines[:-1])))
+    said = world.python("airflow", "ai", "quarantine", "replay", batch, "--pipeline", DAG, "--corrections", str(file))
+    assert "19 mended rows stored as replay" in said
+    found = said.partition("stored as replay ")[2].partition(".\n")[0]
+    with sqlite3.connect(world.folder / "airflow" / "airflow.db") as database:
+        runs = database.execute("SELECT state FROM dag_run WHERE run_id = ?", (f"replay__{found}",)).fetchall()
+    assert runs == [("queued",)]  # triggered; the scheduler would run it, here dag.test() does
+    return found
+
+
+def test_mended_rows_flow_through_the_same_dag_once(
+    world: World, ran: dict[str, Any], replay: str, answers: dict[str, str]
+) -> None:
+    first, known = ran["outputs"]["ingest"], Counter(ticket["subject"] for ticket in world.ask("tickets"))
+    mended = world.run(DAG, at="2026-05-01T12:00:00+00:00", answers=answers, conf={"replay": replay})
+    batch = mended["outputs"]["ingest"]
+    assert batch["counts"] == {"read": 19, "accepted": 18, "quarantined": 1}
+    waited = {row["_row_id"] for row in world.rows(first, "quarantine")}
+    accepted = {row["_row_id"]: row["biopsy_id"] for row in world.rows(batch, "accepted")}
+    (again,) = world.rows(batch, "quarantine")
+    assert {*accepted, again["_row_id"]} < waited
+    assert again["_reasons"][0].startswith("out_of_range")
+    routed = [row["_row_id"] for route in ROUTES for row in world.rows(mended["outputs"]["decide"][route], route)]
+    assert sorted(routed) == sorted(accepted)
+    tickets = Counter(ticket["subject"] for ticket in world.ask("tickets"))
+    new = tickets - known
+    assert set(new) <= set(accepted.values())
+    assert new
+    assert known <= tickets
+    assert max(tickets[biopsy] for biopsy in new) == 1
+
+    # a clear, and another run of the same replay: the same batch, and nothing is sent again
+    before = world.effects(DAG), world.ask("effects")
+    for at in ("2026-05-01T12:00:00+00:00", "2026-05-01T13:00:00+00:00"):
+        same = world.run(DAG, at=at, answers=answers, conf={"replay": replay})
+        assert same["outputs"]["ingest"] == batch
+        assert (world.effects(DAG), world.ask("effects")) == before
+
+    ledger = open_ledger(world.ledger_url)
+    held = {quarantine.ref.batch_id: quarantine for quarantine in find_quarantines(ledger, DAG)}
+    old, new_one = held[first["batch_id"]], held[batch["batch_id"]]
+    assert (old.waiting, len(old.replayed), new_one.waiting) == (1, 19, 1)
+    one = next(row_id for row_id in accepted if row_id in {e.row_id for e in world.effects(DAG)})
+    rested, decided = explain(ledger, world.store, DAG, row_id=one)
+    assert [(r["batch"], r["became"]) for r in rested.replays] == [(batch["batch_id"], "accepted")]
+    assert (decided.run_id, decided.origin["replay_of"]) == (mended["run_id"], first["batch_id"])
+    assert decided.actions
