@@ -25,6 +25,8 @@ class Run:
     :param window: the run's data interval; None when it has none, or one of zero width.
     :param period: the same; for a run without one its logical date, twice; None when it has neither.
     :param due: when the run was due: the end of its period, or when it was to run after.
+    :param partition: the run's partition key; None when it has none.
+    :param partition_time: the partition's time, else when the data interval begins; None when there is neither.
     :param params: the run's params: the trigger form's values over their defaults.
     """
 
@@ -36,6 +38,8 @@ class Run:
     params: Mapping[str, Any] = field(default_factory=dict)
     period: tuple[datetime, datetime] | None = None
     due: datetime | None = None
+    partition: str | None = None
+    partition_time: datetime | None = None
 
     @property
     def is_backfill(self) -> bool:
@@ -69,6 +73,8 @@ def run_of(context: Mapping[str, Any]) -> Run:
         task_key=f"{dag_run.run_id}/{ti.task_id}/{ti.map_index if ti.map_index is not None else -1}",
         run_type=str(getattr(dag_run.run_type, "value", dag_run.run_type)),
         window=window,
+        partition=getattr(dag_run, "partition_key", None) or None,
+        partition_time=getattr(dag_run, "partition_date", None) or start,
         params=dict(context.get("params") or {}),
         period=period,
         due=period[1] if period else getattr(dag_run, "run_after", None),

@@ -55,7 +55,8 @@ AIRFLOW_NAMES_OF = {
     "cli": ("airflow.cli",),  # commands that the provider info registers
 }
 DOORS: dict[str, set[str]] = {
-    "great_expectations": {"core.ingest.validate"},
+    # its verdicts, and the page that it draws of them: loaded by whoever has judged
+    "great_expectations": {"core.ingest.validate", "core.ingest.data_docs"},
     "kubernetes": {"pod"},
     # what is registered; how it is changed; what only MLflow can open
     "mlflow": {"core.infer.pin", "core.infer.registry", "core.infer.pyfunc"},

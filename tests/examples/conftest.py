@@ -99,6 +99,7 @@ class World:
         self.env = os.environ | self._settings()
         self._numbers = itertools.count(1)
         self._runner = Runner(self.env, folder)
+        self._later: dict[str, str] = {}
 
     def python(self, *arguments: str, deadline_s: float = 240) -> str:
         """Run a module of the project and return what it printed."""
@@ -121,11 +122,15 @@ class World:
         """Run a DAG through ``dag.test()``; the same ``at`` again runs the same run again, as a clear does."""
         order = self.folder / "orders" / f"{next(self._numbers)}.json"
         order.parent.mkdir(exist_ok=True)
-        order.write_text(json.dumps({"dag": dag, "file": file, "at": at, **order_more}))
+        order.write_text(json.dumps({"dag": dag, "file": file, "at": at, "env": self._later, **order_more}))
         answer = self._runner.obey(order)
         assert not answer["failure"], f"{answer['failure']}:\n{self._runner.errors()}"
         assert "failed" not in answer["tasks"].values(), f"{answer['tasks']}:\n{self._runner.errors()}"
         return answer
+
+    def define(self, conn_id: str, connection: dict[str, Any]) -> None:
+        """Add a connection for the runs to come."""
+        self._later[f"AIRFLOW_CONN_{conn_id.upper()}"] = json.dumps(connection)
 
     def rows(self, reference: Any, table: str) -> list[dict[str, Any]]:
         """Read a table of a stored batch."""

@@ -8,6 +8,7 @@ standard input names the file of an order; the answer is written beside it.
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -82,6 +83,7 @@ def api() -> Any:
 
 def obey(order: dict[str, Any]) -> dict[str, Any]:
     """Run one order and tell what became of it."""
+    os.environ.update(order.get("env") or {})
     dag = runpy.run_path(str(DAGS / order["file"]))[order["dag"]]
     for task in dag.tasks:
         task.retries = 0  # what fails here shall be seen at once
@@ -100,6 +102,7 @@ def obey(order: dict[str, Any]) -> dict[str, Any]:
         "tasks": {task["task_id"]: task["state"] for task in tasks},
         "outputs": {task["task_id"]: output(f"{path}/taskInstances/{task['task_id']}") for task in tasks},
         "asked": person.asked,
+        "opened": {task: opened(f"{path}/taskInstances/{task}", link) for task, link in order.get("open", {}).items()},
         "failure": person.failure,
     }
 
@@ -109,6 +112,14 @@ def output(path: str) -> Any:
     found = api().get(f"{path}/xcomEntries/return_value?deserialize=false")
     value = found.json()["value"] if found.status_code == 200 else None
     return json.loads(value) if isinstance(value, str) else value
+
+
+def opened(path: str, link: str) -> dict[str, Any]:
+    """Follow a task's link as its page in the UI does; with another's eyes too: those of nobody."""
+    place = api().get(f"{path}/links").json()["extra_links"][link]
+    found = api().get(place)
+    nobody = api().get(place, headers={"Authorization": "Bearer none"}).status_code
+    return {"place": place, "status": found.status_code, "text": found.text, "nobody": nobody, **found.headers}
 
 
 def main() -> None:

@@ -8,8 +8,11 @@ from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from airflow.sdk import BaseOperator
+from airflow.sdk import BaseOperator, BaseOperatorLink
+from airflow.sdk.configuration import conf
+from airflow.sdk.execution_time.xcom import XCom
 
 from airflow_ai_provider.core.ingest.sink import KafkaSink
 from airflow_ai_provider.errors import SpecError
@@ -30,7 +33,31 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class ValidatedIngestOperator(BaseOperator):
+class DataDocsLink(BaseOperatorLink):
+    """Open Great Expectations' Data Docs of the batch that a task landed; the API server reads them from the store."""
+
+    name = "Data Docs"
+    xcom_key = "data_docs"
+
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:
+        """Return what the task has noted; empty when its batch has no page."""
+        # what this returns replaces the XCom once the task is done, so it is read back and not left out
+        return XCom.get_value(ti_key=ti_key, key=self.xcom_key) or ""
+
+
+class SourceOperator(BaseOperator):
+    """Render the texts of a source given as a value: it is frozen, so Airflow cannot render them in place."""
+
+    def render_template(self, content: Any, *args: Any, **kwargs: Any) -> Any:
+        """Render one template field."""
+        from airflow_ai_provider.core.ingest.source import FileSource, KafkaSource
+
+        if isinstance(content, FileSource | KafkaSource):
+            return type(content).from_dict(super().render_template(content.to_dict(), *args, **kwargs))
+        return super().render_template(content, *args, **kwargs)
+
+
+class ValidatedIngestOperator(SourceOperator):
     """Land one validated batch from a source, each row in it or in quarantine with its reasons.
 
     Takes what came since the last batch (in a backfill run: what arrived in the run's data interval), checks it with
@@ -54,6 +81,7 @@ class ValidatedIngestOperator(BaseOperator):
     """
 
     template_fields: Sequence[str] = ("source", "expectations", "max_rejected", "limits", "dead_letters")
+    operator_extra_links = (DataDocsLink(),)
     ui_color = "#d7ecff"
 
     def __init__(
@@ -90,6 +118,7 @@ class ValidatedIngestOperator(BaseOperator):
             ref = land_replay(store, ledger, validator, run.replay, pipeline=run.pipeline, run_id=run.run_id)
         else:
             ref = self._ingest(run, validator, store, ledger)
+        _write_docs(self, self.expectations, context, store, ref)
         _after_landing(run, ref, store, ledger, self.dead_letters)
         return ref.to_dict()
 
@@ -98,7 +127,7 @@ class ValidatedIngestOperator(BaseOperator):
 
         source = _source_value(self.source, self.dag)
         asked = _asked(run, source, self.limits, self.max_rejected)
-        with closing(_open_reader(source, tuple(validator.schema))) as reader:
+        with closing(_open_reader(source, tuple(validator.schema), run)) as reader:
             return ingest(reader, validator, store, ledger, asked)
 
 
@@ -219,6 +248,25 @@ def _asked(
     )
 
 
+def _write_docs(task: Any, expectations: str | None, context: Any, store: Store, ref: BatchRef) -> None:
+    """Write the batch's Data Docs and note where the UI finds them; they are for people, so no task fails for them."""
+    from airflow_ai_provider.core.ingest.suite import load_suite
+
+    suite = load_suite(find_file(task.dag, expectations, "expectations")) if expectations else None
+    if suite is None or not suite.data_docs:
+        return
+    from airflow_ai_provider.core.ingest.data_docs import write_data_docs
+
+    try:
+        log.info("Data Docs: %s", write_data_docs(store, ref, suite))
+    except Exception:
+        log.warning("no Data Docs were written; the batch is whole without them", exc_info=True)
+        return
+    prefix = urlsplit(conf.get("api", "base_url", fallback="") or "").path.rstrip("/")
+    place = f"{prefix}/ai-provider/data-docs/{ref.uri[len(store.root) + 1 :]}?store={task.store_conn_id}"
+    context["ti"].xcom_push(key=DataDocsLink.xcom_key, value=place)
+
+
 def _source_value(source: KafkaSource | FileSource | Mapping[str, Any], dag: Any) -> KafkaSource | FileSource:
     from airflow_ai_provider.core.ingest.source import FileSource, source_from_dict
 
@@ -244,11 +292,11 @@ def _window(source: KafkaSource | FileSource, run: Run) -> tuple[datetime, datet
     return run.window
 
 
-def _open_reader(value: KafkaSource | FileSource, columns: Sequence[str]) -> Source:
+def _open_reader(value: KafkaSource | FileSource, columns: Sequence[str], run: Run) -> Source:
     from airflow_ai_provider.core.ingest.source import KafkaSource, open_source
 
     if not isinstance(value, KafkaSource):
-        return _open_files(value)
+        return _open_files(value, run)
     from airflow_ai_provider.hooks.kafka import KafkaConfigHook
 
     config = KafkaConfigHook(value.kafka_conn_id).get_config()
@@ -260,14 +308,15 @@ def _open_reader(value: KafkaSource | FileSource, columns: Sequence[str]) -> Sou
     return open_source(value, kafka_config=config, schemas=schemas, columns=columns)
 
 
-def _open_files(value: FileSource) -> Source:
+def _open_files(value: FileSource, run: Run) -> Source:
     from airflow_ai_provider.core.ingest.source import open_source
-
-    if value.fs_conn_id is None:
-        return open_source(value)
     from airflow_ai_provider.hooks.store import StoreHook
 
-    return open_source(value, storage_options=StoreHook(value.fs_conn_id).get_options())
+    options = StoreHook(value.fs_conn_id).get_options() if value.fs_conn_id else {}
+    if not value.is_partitioned:
+        return open_source(value, storage_options=options)
+    taken = replace(value, path=value.path_of(run.partition, run.partition_time))
+    return open_source(taken, storage_options=options, folder=value.folder)
 
 
 def _open_validator(expectations: str | None, dag: Any) -> Validator:

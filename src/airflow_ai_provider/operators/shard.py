@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
-from airflow_ai_provider.operators.ingest import _after_landing, _asked, _open_reader, _open_validator, _source_value
+from airflow_ai_provider.operators.ingest import (
+    DataDocsLink,
+    SourceOperator,
+    _after_landing,
+    _asked,
+    _open_reader,
+    _open_validator,
+    _source_value,
+    _write_docs,
+)
 from airflow_ai_provider.retry import retried
 from airflow_ai_provider.run import run_of
 
@@ -23,7 +32,7 @@ if TYPE_CHECKING:
     from airflow_ai_provider.run import Run
 
 
-class PlanIngestOperator(BaseOperator):
+class PlanIngestOperator(SourceOperator):
     """Claim the rows of one batch and say which shards it is cut into, so that several tasks ingest it side by side.
 
     ``IngestShardOperator.partial(…).expand(shard=plan.output)`` reads and validates the shards, and
@@ -70,7 +79,7 @@ class PlanIngestOperator(BaseOperator):
         source = _source_value(written, self.dag)
         asked = _asked(run, source, self.limits, None)
         ledger = LedgerHook(self.ledger_conn_id).get_ledger()
-        with closing(_open_reader(source, ())) as reader:
+        with closing(_open_reader(source, (), run)) as reader:
             refs = plan_shards(reader, ledger, asked, int(self.shards))
         self.log.info("batch %s: %s shard(s), about %s each", refs[0].batch_id, len(refs), f"{refs[0].size:,}")
         # as written: where a relative path leads is for each worker to say
@@ -117,7 +126,7 @@ class IngestShardOperator(BaseOperator):
 
         run, validator = run_of(context), _open_validator(self.expectations, self.dag)
         source = _source_value(self.shard["source"], self.dag)
-        with closing(_open_reader(source, tuple(validator.schema))) as reader:
+        with closing(_open_reader(source, tuple(validator.schema), run)) as reader:
             done = Ingest(reader, validator, *_places(self), _claimed(run)).shard(_shard_ref(self.shard))
         return {**done.to_dict(), "source": self.shard["source"], "expectations": self.expectations}
 
@@ -141,6 +150,7 @@ class LandBatchOperator(BaseOperator):
     """
 
     template_fields: Sequence[str] = ("parts", "max_rejected", "dead_letters")
+    operator_extra_links = (DataDocsLink(),)
     ui_color = "#d7ecff"
 
     def __init__(
@@ -173,9 +183,10 @@ class LandBatchOperator(BaseOperator):
             ref = land_replay(store, ledger, validator, first["replay"], pipeline=run.pipeline, run_id=run.run_id)
         else:
             source = _source_value(first.get("source") or {}, self.dag)
-            with closing(_open_reader(source, tuple(validator.schema))) as reader:
+            with closing(_open_reader(source, tuple(validator.schema), run)) as reader:
                 work = Ingest(reader, validator, store, ledger, _claimed(run, self.max_rejected))
                 ref = work.land([_shard_ref(part) for part in parts])
+        _write_docs(self, first.get("expectations"), context, store, ref)
         _after_landing(run, ref, store, ledger, self.dead_letters)
         return ref.to_dict()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from airflow_ai_provider.core.batch import ACCEPTED, QUARANTINE
 from airflow_ai_provider.core.ingest.contract import AcceptAll
 from airflow_ai_provider.core.ingest.files import FileReader
 from airflow_ai_provider.core.ingest.flow import IngestRun, ingest
+from airflow_ai_provider.core.ingest.source import FileSource, open_source
 from airflow_ai_provider.core.store import Store
 from airflow_ai_provider.errors import SourceError, SourceUnavailableError, SpecError
 from airflow_ai_provider.testing import MemoryLedger, RuleValidator
@@ -243,3 +245,43 @@ def test_a_file_system_that_fails_is_tried_again(tmp_path: Path, monkeypatch: py
         list(reader.read(span))
     with pytest.raises(SourceUnavailableError, match="Input/output error"):
         reader.plan({}, {}, None, None)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_each_partition_is_taken_by_its_own_run_and_its_folders_are_columns(tmp_path: Path, suffix: str) -> None:
+    value = FileSource(str(tmp_path / "in" / "day={partition}" / f"*.{suffix}"))
+    for day in ("2026-11-01", "2026-11-02"):
+        folder = tmp_path / "in" / f"day={day}"
+        folder.mkdir(parents=True)
+        (folder / "other.txt").write_bytes(b"not asked for")
+        if suffix == "parquet":
+            pq.write_table(pa.table({"a": [1, 2]}), folder / "1.parquet")
+        else:
+            (folder / f"1.{suffix}").write_bytes({"jsonl": b'{"a":1}\n{"a":2}\n', "csv": b"a\n1\n2\n"}[suffix])
+    store, ledger = Store(str(tmp_path / "store")), MemoryLedger()
+
+    def run(key: str, day: str) -> list[tuple[Any, ...]]:
+        reader = open_source(replace(value, path=value.path_of(day, None)), folder=value.folder)
+        assert reader.name == "files:in", "one source, whichever partition"
+        ref = ingest(reader, AcceptAll(), store, ledger, IngestRun("p", key, key))
+        return [(r["_file"], r["day"], r["a"]) for t in store.read(ref, ACCEPTED) for r in t.to_pylist()]
+
+    second = [(f"day=2026-11-02/1.{suffix}", "2026-11-02", a) for a in (1, 2)]
+    assert run("backfill-2", "2026-11-02") == second
+    assert run("1", "2026-11-01") == [(f"day=2026-11-01/1.{suffix}", "2026-11-01", a) for a in (1, 2)]
+    assert run("backfill-2", "2026-11-02") == second, "a clear has the same rows"
+    assert run("again", "2026-11-02") == [], "another run of the same day takes nothing twice"
+    assert run("3", "2026-11-03") == [], "a pattern that matches nothing yet is an empty batch"
+
+
+def test_partition_columns_are_text_unless_declared_and_yield_to_the_files_own(tmp_path: Path) -> None:
+    deep = tmp_path / "in" / "year=2026" / "kind=a%2Fb" / "gone=__HIVE_DEFAULT_PARTITION__" / "a=9"
+    deep.mkdir(parents=True)
+    (deep / "1.jsonl").write_bytes(b'{"a":1}\n{"a":2,"year":null}\n{nope\n')
+    reader = FileReader(str(tmp_path / "in"))
+    accepted, rejected = land(reader, tmp_path, a="int64", year="int64", kind="string")
+    assert [(r["a"], r["year"], r["kind"], r["gone"]) for r in accepted] == [
+        (1, 2026, "a/b", None),
+        (2, 2026, "a/b", None),
+    ]
+    assert [r["_payload"] for r in rejected] == [b"{nope"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from datetime import UTC, datetime
 
 import pytest
 
@@ -56,3 +57,25 @@ def test_the_values_load_no_giant() -> None:
         "print([m for m in giants if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_the_path_of_a_partition() -> None:
+    source = FileSource("s3://lake/in/day={partition}/*.parquet")
+    day = datetime(2026, 11, 1, 6, tzinfo=UTC)
+    assert source.is_partitioned
+    assert source.folder == "s3://lake/in"
+    assert source.path_of("2026-11-02", day) == "s3://lake/in/day=2026-11-02/*.parquet"
+    assert source.path_of(None, day) == "s3://lake/in/day=2026-11-01/*.parquet"
+    hourly = FileSource("/in/{partition:%Y/%m/%d/%H}")
+    assert hourly.path_of("eu", day) == "/in/2026/11/01/06"
+    assert hourly.path_of("2026-11-01T07:00:00", None) == "/in/2026/11/01/07"
+    assert not FileSource("/in/{{ ds }}/{{partition}}/*.csv").is_partitioned, "a template is none"
+    assert FileSource("/in/*.csv").folder is None
+    for use, told in (
+        (lambda: source.path_of(None, None), "the run has neither a partition key nor a data interval"),
+        (lambda: hourly.path_of("eu", None), "the partition key 'eu', which is no time"),
+        (lambda: source.path_of("../secret", day), "cannot stand in"),
+        (lambda: source.path_of("*", day), "cannot stand in"),
+    ):
+        with pytest.raises(SpecError, match=told):
+            use()

@@ -90,6 +90,7 @@ class RowDecoder:
             {
                 ROW_ID: kept[ROW_ID],
                 **block.columns,
+                **_beside(kept, block.columns),
                 EXTRA: pa.array(block.extras, pa.string()),
                 **{name: kept[name] for name in (*ORIGIN, PAYLOAD) if name in kept.column_names},
             }
@@ -172,6 +173,19 @@ class RowDecoder:
             return hidden
         rows = zip(table.select(unknown).to_pylist(), hidden.to_pylist(), strict=True)
         return pa.array([row_json({**row, **json.loads(more or "{}")}).decode() for row, more in rows], pa.string())
+
+
+def _beside(table: pa.Table, columns: Mapping[str, pa.Array]) -> dict[str, pa.Array | pa.ChunkedArray]:
+    """Columns of text that the source knows beside the payload (a file's partition), where no payload has the field."""
+    found: dict[str, pa.Array | pa.ChunkedArray] = {}
+    for name in (n for n in table.column_names if is_column(n)):
+        own = columns.get(name)
+        if own is None:
+            found[name] = table[name]
+        elif own.null_count == len(own):
+            kind = next((kind for kind, type_ in ARROW.items() if type_ == own.type), "string")
+            found[name] = cast_text(table[name], kind)[0]
+    return found
 
 
 def quarantine(table: pa.Table, stage: str, reasons: Sequence[Sequence[str]]) -> pa.Table:

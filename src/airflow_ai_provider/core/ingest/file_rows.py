@@ -9,6 +9,8 @@ Decided once:
 - Parquet: rows as stored. A file or row group that cannot be read is one row at fault, saying which.
 - Image: a file is a row: ``path``, ``bytes``, ``size``, ``format`` (png, jpeg, gif, webp, bmp, tiff, by its first
   bytes); another file is a row at fault with its bytes.
+- A folder ``name=value`` below the source's own (Hive's way) is a column of text, with ``%20`` and the like read and
+  ``__HIVE_DEFAULT_PARTITION__`` as null.
 - A column whose name begins with an underscore goes to ``_extra``: such names are the provider's own.
 
 Each function feeds the bytes it reads to ``seen``, so that the caller can tell whether they are those of the plan.
@@ -20,6 +22,7 @@ import csv
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import IO, Any, BinaryIO
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,6 +36,7 @@ from airflow_ai_provider.errors import SourceError
 CHUNK = 4 * 1024 * 1024
 _ROWS, _BYTES = 20_000, 32 * 1024 * 1024
 _BROKEN = (pa.ArrowException, OSError, ValueError)
+_NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"  # Hive's word for null
 _BOM = b"\xef\xbb\xbf"
 Seen = Callable[[bytes], Any]
 
@@ -154,6 +158,18 @@ def read_image(file: BinaryIO, names: RowNames, seen: Seen) -> Iterator[pa.Table
             FAULT: pa.array([fault], pa.string()),
         }
     )
+
+
+def with_partitions(table: pa.Table, path: str) -> pa.Table:
+    """Add the columns that folders such as ``day=2026-11-01`` stand for, as text; a column of the file's own wins."""
+    for step in path.split("/")[:-1]:
+        name, equals, text = step.partition("=")
+        name = unquote(name)
+        if not equals or not is_column(name) or name in table.column_names:
+            continue
+        value = None if text in ("", _NO_PARTITION) else unquote(text)
+        table = table.append_column(name, pa.array([value] * table.num_rows, pa.string()))
+    return table
 
 
 def image_format(data: bytes) -> str | None:

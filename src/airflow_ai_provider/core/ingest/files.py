@@ -25,6 +25,7 @@ from airflow_ai_provider.core.ingest.file_rows import (
     read_image,
     read_jsonl,
     read_parquet,
+    with_partitions,
 )
 from airflow_ai_provider.errors import SourceError, SpecError
 
@@ -121,7 +122,8 @@ class FileReader:
         for part in span.slices:
             digest = hashlib.sha256()
             with self._open(part.partition) as file:
-                yield from reader(file, RowNames(part.partition, part.digest), digest.update)
+                for table in reader(file, RowNames(part.partition, part.digest), digest.update):
+                    yield with_partitions(table, part.partition)
             if f"sha256:{digest.hexdigest()}" != part.digest:
                 raise SourceError(
                     f"{part.partition} in {self._uri} has changed since it was planned: SHA-256 was "

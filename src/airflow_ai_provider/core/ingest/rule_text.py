@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from airflow_ai_provider.core.ingest.suite import Rule
+from airflow_ai_provider.core.ingest.suite import OF_TYPE, Rule
 
 _CODES = {
     "expect_column_values_to_not_be_null": "missing_field",
@@ -37,6 +38,31 @@ def reason(rule: Rule, row: Mapping[str, Any]) -> str:
     code = _CODES.get(rule.type, rule.type)
     shown = ", ".join(f"{name}={_brief(repr(value))}" for name, value in row.items())
     return f"{code}: {shown} {_rule_text(rule, code)}".rstrip()
+
+
+class Finder:
+    """Tell which rule a reason comes from; called with a reason, gives the rule and the values that it names.
+
+    A reason is made of a code and columns at its front and the rule's words at its end, with values between.
+
+    :param rules: in order; of two that say the same about the same columns the first is found.
+    """
+
+    def __init__(self, rules: Iterable[Rule]) -> None:
+        self._rules: dict[str, list[tuple[str, Rule]]] = defaultdict(list)
+        for rule in rules:
+            code = "wrong_type" if rule.type == OF_TYPE else _CODES.get(rule.type, rule.type)
+            tail = f" is not {rule.kwargs['type_']}" if rule.type == OF_TYPE else f" {_rule_text(rule, code)}"
+            self._rules[f"{code}: {rule.columns[0]}" if rule.columns else code].append((tail, rule))
+
+    def __call__(self, text: str) -> tuple[Rule, str] | None:
+        front, _, rest = text.partition("=")
+        for tail, rule in self._rules.get(front, ()):
+            if rule.type == OF_TYPE:
+                return rule, rest.rpartition(" is not ")[0]
+            if rest.endswith(tail):
+                return rule, rest.removesuffix(tail)
+        return None
 
 
 def _rule_text(rule: Rule, code: str) -> str:

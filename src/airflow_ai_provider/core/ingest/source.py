@@ -6,8 +6,10 @@ place that turns one into a reader.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow_ai_provider.core.batch import digest_of
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 _KAFKA_FORMATS = ("json", "avro", "protobuf")
 _KAFKA_BY = ("cursor", "window")
+_PARTITION = re.compile(r"(?<!\{)\{partition(?::([^{}]+))?\}(?!\})")
 _FILE_FORMATS = ("auto", "jsonl", "csv", "parquet", "image")
 
 
@@ -74,7 +77,8 @@ class FileSource:
     """Take rows from files, each file once per pipeline and content.
 
     :param path: a file, a folder or a pattern (``/data/in/*.jsonl``, ``s3://bucket/in/*.parquet``): anything that
-        fsspec opens. Templated.
+        fsspec opens. ``{partition}`` in it is the run's partition key, without one the date that its data interval
+        begins on; ``{partition:%Y/%m/%d}`` is that time, so written. Templated.
     :param key: column that names what a row is about; None: actions are keyed by the row's own id.
     :param format: ``jsonl``, ``csv``, ``parquet``, ``image`` (one row per file), or ``auto``: by the files' suffix.
     :param name: what the source is called in batch names and the ledger; None takes it from the path.
@@ -107,6 +111,38 @@ class FileSource:
         """Read what :meth:`to_dict` wrote."""
         return cls(**_arguments(cls, data))
 
+    @property
+    def is_partitioned(self) -> bool:
+        """True when each run takes the files of its own partition."""
+        return _PARTITION.search(self.path) is not None
+
+    @property
+    def folder(self) -> str | None:
+        """The folder above all partitions, that files are named relative to; None when there are no partitions."""
+        found = _PARTITION.search(self.path)
+        return self.path[: found.start()].rpartition("/")[0] if found else None
+
+    def path_of(self, key: str | None, time: datetime | None) -> str:
+        """Return the path of one partition.
+
+        :param key: the run's partition key.
+        :param time: the partition's time, or when the run's data interval begins.
+        :raises SpecError: when the run has neither, or its key cannot stand in a path; a retry does not help.
+        """
+
+        def place(found: re.Match[str]) -> str:
+            if found[1]:
+                return _time_of(key, time, self.path).strftime(found[1])
+            return key or _time_of(key, time, self.path).strftime("%Y-%m-%d")
+
+        if key and (set(key) & set("*?[]{}") or ".." in key):
+            raise SpecError(
+                f"FileSource: partition key {key!r} cannot stand in {self.path}: it has one of * ? [ ] {{ }} or '..'. "
+                "Give the partition another key, or name the path by time: {partition:%Y-%m-%d}.",
+                faults=[("partition", "not a name")],
+            )
+        return _PARTITION.sub(place, self.path)
+
 
 _KINDS: dict[str, type[KafkaSource] | type[FileSource]] = {"kafka": KafkaSource, "files": FileSource}
 
@@ -129,6 +165,7 @@ def open_source(
     storage_options: Mapping[str, Any] | None = None,
     schemas: Schemas | None = None,
     columns: Sequence[str] = (),
+    folder: str | None = None,
 ) -> Source:
     """Make the reader of a source value; nothing is contacted yet.
 
@@ -136,6 +173,7 @@ def open_source(
     :param storage_options: keyword arguments of the files' file system.
     :param schemas: the schema registry, for Avro and Protobuf.
     :param columns: columns that the expectations declare: messages of a schema with none of them are rejected.
+    :param folder: that files are named relative to; None: the path's own.
     :raises SpecError: when the reader schema cannot be used, or there is no registry; a retry does not help.
     """
     if isinstance(value, KafkaSource):
@@ -146,7 +184,12 @@ def open_source(
     from airflow_ai_provider.core.ingest.files import FileReader
 
     return FileReader(
-        value.path, format=value.format, name=value.name, key=value.key, storage_options=dict(storage_options or {})
+        value.path,
+        format=value.format,
+        name=value.name,
+        key=value.key,
+        storage_options=dict(storage_options or {}),
+        folder=folder,
     )
 
 
@@ -159,6 +202,21 @@ def _encoded(reader: Source, value: KafkaSource, schemas: Schemas | None, column
             faults=[("schema_registry_conn_id", "no registry")],
         )
     return open_encoded(reader, value.format, schemas, value.reader_schema, columns)
+
+
+def _time_of(key: str | None, time: datetime | None, path: str) -> datetime:
+    if time is not None:
+        return time
+    try:
+        return datetime.fromisoformat(key or "")
+    except ValueError:
+        has = f"the partition key {key!r}, which is no time" if key else "neither a partition key nor a data interval"
+        raise SpecError(
+            f"FileSource: {path} names a partition, and the run has {has}. Use a schedule that gives runs one "
+            '(CronDataIntervalTimetable, CronPartitionTimetable; in a pipeline file "@daily" does), or plain '
+            "{partition} for a key that is no time.",
+            faults=[("path", "the run has no such partition")],
+        ) from None
 
 
 def _arguments(cls: type[Any], data: Mapping[str, Any]) -> dict[str, Any]:

@@ -67,12 +67,14 @@ class Suite:
     :param rules: the expectations, without those about types.
     :param types: column → declared type.
     :param digest: SHA-256 over what the rules say.
+    :param data_docs: whether batches judged by it get a page of Great Expectations' Data Docs; its ``meta`` may say no.
     """
 
     name: str
     rules: tuple[Rule, ...]
     types: Mapping[str, str]
     digest: str
+    data_docs: bool = True
 
 
 def open_validator(suite: Mapping[str, Any] | str | Path | None) -> Validator:
@@ -98,6 +100,10 @@ def load_suite(suite: Mapping[str, Any] | str | Path) -> Suite:
     if not isinstance(listed, list):
         raise_faults(where, [("expectations", 'missing; a suite is {"name": …, "expectations": [{"type": …}]}')])
         raise AssertionError  # raise_faults has raised
+    meta = data.get("meta") or {}
+    docs = meta.get("data_docs", True) if isinstance(meta, Mapping) else True
+    if not isinstance(docs, bool):
+        faults.append(("meta.data_docs", f"{docs!r} is not true or false"))
     rules = [rule for i, item in enumerate(listed) if (rule := _rule(f"expectations[{i}]", item, faults))]
     types = _schema([r for r in rules if r.type == OF_TYPE], faults)
     raise_faults(where, faults)
@@ -107,7 +113,7 @@ def load_suite(suite: Mapping[str, Any] | str | Path) -> Suite:
             kept.setdefault(_text(rule), rule)  # written twice, it still is one rule
     name = str(data.get("name") or "suite")
     digest = digest_of({"types": types, "rules": list(kept)})
-    return Suite(name, tuple(kept.values()), types, digest)
+    return Suite(name, tuple(kept.values()), types, digest, docs)
 
 
 def raise_faults(where: str, faults: Faults) -> None:
