@@ -105,6 +105,31 @@ def bert_onnx(
     return net.model(inputs, [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["rows", classes])])
 
 
+def resnet_onnx(*, width: int = 64, classes: int = 10, seed: int = 0) -> bytes:
+    """ONNX of a residual net of 18 layers over images of three channels; logits of the classes."""
+    net = _Net(seed)
+
+    def convolution(x: str, n: int, m: int, size: int, stride: int = 1) -> str:
+        bias = net.constant(np.zeros(m, np.float32))
+        kernel = net.weight(m, n, size, size, fan_in=n * size * size)
+        return net.node("Conv", x, kernel, bias, pads=[size // 2] * 4, strides=[stride, stride])
+
+    x = net.node("Relu", convolution("image", 3, width, 7, 2))
+    x = net.node("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    n = width
+    for stage in range(4):
+        m = width << stage
+        for block in range(2):
+            stride = 2 if stage and not block else 1
+            shortcut = x if n == m else convolution(x, n, m, 1, stride)
+            inner = net.node("Relu", convolution(x, n, m, 3, stride))
+            x, n = net.node("Relu", net.node("Add", convolution(inner, m, m, 3), shortcut)), m
+    pooled = net.node("Flatten", net.node("GlobalAveragePool", x))
+    net.nodes.append(helper.make_node("Identity", [net.linear(pooled, n, classes)], ["logits"]))
+    inputs = [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["rows", 3, "height", "width"])]
+    return net.model(inputs, [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["rows", classes])])
+
+
 def sequence_signature(*names: str) -> dict[str, Any]:
     spec = {"dtype": "int64", "shape": [-1, -1]}
     return {"inputs": [{"type": "tensor", "name": name, "tensor-spec": spec} for name in names], "outputs": []}

@@ -31,20 +31,21 @@ def decode_images(
     :return: float32 in 0 … 1 (before ``mean`` and ``std``), first axis the rows; reasons by position.
     """
     channels, height, width = (1, *shape) if len(shape) == 2 else shape
-    pixels = np.zeros((len(column), height, width, channels), np.float32)
+    encoded = np.zeros((len(column), height, width, channels), np.uint8)
     errors: dict[int, str] = {}
     for row, value in enumerate(column):
         try:
             image = _decode(value.as_py(), channels, (width, height), bool(options.get("resize")))
-            pixels[row] = np.asarray(image, np.float32).reshape(height, width, channels)
+            encoded[row] = np.asarray(image).reshape(height, width, channels)
         except Exception as error:  # Pillow's readers raise what their formats' parsers raise
             errors[row] = f"bad_image: {error or type(error).__name__}"[:300]
-    pixels /= np.float32(255)
+    pixels = np.empty((len(column), channels, height, width), np.float32)
+    np.divide(encoded.transpose(0, 3, 1, 2), np.float32(255), out=pixels, dtype=np.float32)
     if "mean" in options:
-        pixels -= np.asarray(options["mean"], np.float32)
+        pixels -= np.asarray(options["mean"], np.float32).reshape(-1, 1, 1)
     if "std" in options:
-        pixels /= np.asarray(options["std"], np.float32)
-    array = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).reshape(len(column), *shape)
+        pixels /= np.asarray(options["std"], np.float32).reshape(-1, 1, 1)
+    array = pixels.reshape(len(column), *shape)
     array[list(errors)] = 0
     return array, errors
 
@@ -62,5 +63,7 @@ def _decode(data: bytes | None, channels: int, size: tuple[int, int], resize: bo
             raise ValueError(f"{image.width} × {image.height} pixels are more than {_MOST_PIXELS}")
         if image.size != size and not resize:
             raise ValueError(f"{image.width} × {image.height} pixels, the model takes {size[0]} × {size[1]}")
-        converted = image.convert(_MODES[channels])
+        mode = _MODES[channels]
+        image.load()
+        converted = image if image.mode == mode else image.convert(mode)
         return converted if converted.size == size else converted.resize(size, Image.Resampling.BILINEAR)

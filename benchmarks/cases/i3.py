@@ -1,0 +1,172 @@
+"""I3: a residual net of 18 layers over images of 64 × 64, encoded in Parquet, to predictions in Parquet.
+
+The limit is ``session.run`` on images that were decoded before the clock starts, with the best of several batch sizes,
+on all cores. Ours reads a landed batch of PNG files, proves digests, decodes, predicts, accounts for every row, writes
+and lands. The neighbour calls the session image by image, on images that are decoded already.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from benchmarks.harness import Case, Place, Run
+
+PART_ROWS, SIDE, CLASSES = 500, 64, 10
+
+
+def make(place: Place) -> None:
+    """Pin the model, land the images: smooth noise, as photographs compress and not as noise does."""
+    import numpy as np
+    import pyarrow as pa
+    from PIL import Image
+
+    from airflow_ai_provider.core.batch import ACCEPTED, ROW_ID
+    from airflow_ai_provider.core.store import Store
+    from tests.core.infer.dense import fresh_folder, pin_folder, tensor_signature
+    from tests.core.infer.nets import resnet_onnx
+
+    folder = fresh_folder("resnet")
+    (folder / "model.onnx").write_bytes(resnet_onnx(classes=CLASSES))
+    pin = pin_folder(folder, "onnx", tensor_signature(3, SIDE, SIDE), classes=[f"class {i}" for i in range(CLASSES)])
+    shutil.copytree(folder, place.folder / "model")
+    shutil.rmtree(folder.parent)
+    (place.folder / "pin.json").write_text(json.dumps(pin.to_dict()), encoding="utf-8")
+    random = np.random.default_rng(0)
+    images, writer = [], Store(str(place.folder / "store")).open_batch("bench", "batch", "rows")
+    for _ in range(place.size):
+        small = Image.fromarray(random.integers(0, 256, (8, 8, 3), np.uint8))
+        sink = io.BytesIO()
+        small.resize((SIDE, SIDE), Image.Resampling.BILINEAR).save(sink, "png")
+        images.append(sink.getvalue())
+    rows = pa.table({ROW_ID: [f"images/{i}" for i in range(place.size)], "bytes": images})
+    for start in range(0, place.size, PART_ROWS):
+        writer.write(ACCEPTED, rows.slice(start, PART_ROWS))
+    ref = writer.land({"read": place.size, "accepted": place.size, "quarantined": 0}, {})
+    (place.folder / "batch.json").write_text(json.dumps(ref.to_dict()), encoding="utf-8")
+
+
+def _decoded(place: Place) -> Any:
+    import numpy as np
+    import pyarrow.parquet as pq
+    from PIL import Image
+
+    files = sorted((place.folder / "store/bench/batch/rows/accepted").glob("*.parquet"))
+    images = [data for path in files for data in pq.read_table(path, columns=["bytes"])["bytes"].to_pylist()]
+    pixels = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), np.float32) / 255 for data in images]
+    return np.ascontiguousarray(np.stack(pixels).transpose(0, 3, 1, 2))
+
+
+def _session(place: Place, threads: int) -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    path = str(place.folder / "model/model.onnx")
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+# --- contenders ---
+
+
+def open_limit(place: Place) -> Run:
+    """session.run on images that are ready, the best of batch sizes, threads and sessions."""
+    import numpy as np
+
+    images, cores = _decoded(place), len(os.sched_getaffinity(0))
+    shared, single, pool = _session(place, cores), _session(place, 1), ThreadPoolExecutor(cores)
+
+    def together(batch: int, rows: Any) -> list[Any]:
+        return [shared.run(None, {"image": rows[i : i + batch]})[0] for i in range(0, len(rows), batch)]
+
+    def abreast(batch: int, rows: Any) -> list[Any]:
+        starts = range(0, len(rows), batch)
+        return list(pool.map(lambda i: single.run(None, {"image": rows[i : i + batch]})[0], starts))
+
+    ways: list[tuple[Callable[[int, Any], list[Any]], int]] = [
+        (way, batch) for way in (together, abreast) for batch in (8, 16, 32, 64)
+    ]
+
+    def seconds(entry: tuple[Callable[[int, Any], list[Any]], int]) -> float:
+        spent = []
+        for _ in range(2):
+            started = time.perf_counter()
+            entry[0](entry[1], images[:128])
+            spent.append(time.perf_counter() - started)
+        return min(spent)
+
+    way, batch = min(ways, key=seconds)
+    (place.folder / "out").mkdir()
+    np.save(place.folder / "out/limit.npy", np.concatenate(way(batch, images)))
+
+    def run() -> None:
+        way(batch, images)
+
+    return run
+
+
+def open_ours(place: Place) -> Run:
+    """The verb itself: a landed batch in, landed predictions out."""
+    from airflow_ai_provider.core.batch import BatchRef, Pin
+    from airflow_ai_provider.core.infer.engine import open_engine
+    from airflow_ai_provider.core.infer.flow import infer
+    from airflow_ai_provider.core.store import Store
+
+    pin = Pin.from_dict(json.loads((place.folder / "pin.json").read_text(encoding="utf-8")))
+    batch = BatchRef.from_dict(json.loads((place.folder / "batch.json").read_text(encoding="utf-8")))
+    store = Store(str(place.folder / "store"))
+    engine = open_engine(pin, place.folder / "model", "cpu")
+
+    def run() -> float:
+        shutil.rmtree(place.folder / "store/ours", ignore_errors=True)
+        started = time.perf_counter()
+        infer(batch, pin, store, engine, pipeline="ours")
+        return time.perf_counter() - started
+
+    return run
+
+
+def open_one_by_one(place: Place) -> Run:
+    """A call per image, on all cores."""
+    images, session = _decoded(place), _session(place, len(os.sched_getaffinity(0)))
+
+    def run() -> None:
+        for i in range(len(images)):
+            session.run(None, {"image": images[i : i + 1]})
+
+    return run
+
+
+def check(place: Place) -> None:
+    """Hold ours against the limit's logits, row by row, with the rows' ids in their order."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    logits = np.load(place.folder / "out/limit.npy")
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    files = sorted((place.folder / "store/ours/predictions").glob("*/predictions/*.parquet"))
+    found = pa.concat_tables([pq.read_table(path) for path in files])
+    assert found["_row_id"].to_pylist() == [f"images/{i}" for i in range(place.size)]
+    scores = np.asarray(found["probabilities"].combine_chunks().flatten()).reshape(-1, CLASSES)
+    assert np.allclose(scores, powers / powers.sum(axis=1, keepdims=True), atol=1e-4), "other probabilities"
+
+
+CASE = Case(
+    title="residual net of 18 layers over PNG images of 64 × 64 in Parquet, to predictions in Parquet",
+    unit="rows/s",
+    sizes=(2_000, 256),
+    size_unit="rows",
+    goal="≥ 0.95 of the limit",
+    make=make,
+    check=check,
+    contenders={"limit": open_limit, "ours": open_ours, "image by image": open_one_by_one},
+    packages=("onnxruntime", "pyarrow", "numpy", "pillow"),
+)
