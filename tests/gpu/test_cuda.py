@@ -19,6 +19,7 @@ from airflow_ai_provider.core.store import Store
 from airflow_ai_provider.errors import DeviceError
 from tests.core.infer.batches import land, part_files
 from tests.core.infer.dense import columns_signature, dense_onnx, fresh_folder, pin_folder, tensor_signature
+from tests.core.infer.nets import sequence_pin, sequence_rows
 
 pytestmark = pytest.mark.gpu
 NAMES = [f"x{i}" for i in range(12)]
@@ -93,3 +94,30 @@ def test_a_batch_has_the_same_bytes_at_every_run_and_its_device_in_its_name(made
         files[run] = part_files(store, refs[run])
     assert files[0] == files[1] and refs[0].batch_id == refs[1].batch_id
     assert (refs[0].batch_id != refs[2].batch_id) == has_cuda
+
+
+def test_a_size_is_found_once_and_every_try_goes_by_it(made: Made, tmp_path: Path) -> None:
+    """No size is given: it is settled before the first row where bits depend on it, and kept by resumes."""
+    pin, folder, _ = made
+    store = Store(str(tmp_path / "store"))
+    batch = land(store, [rows(40_000), rows(40_000)])
+    with open_engine(pin, folder, "auto") as engine:
+        first = infer(batch, pin, store, engine, pipeline="p")
+        files = part_files(store, first)
+        for mark in Path(first.uri).rglob("00001.parquet*"):
+            mark.unlink()
+        again = infer(batch, pin, store, engine, pipeline="p")
+    assert again == first and part_files(store, again) == files
+    facts = store.manifest(first).facts["engine"]
+    assert ("batch_size" in facts) == (not engine.steady)
+
+
+def test_lists_of_any_length_say_on_a_gpu_what_they_say_on_a_processor() -> None:
+    pin, folder = sequence_pin(hidden=64, vocabulary=100, longest=128, token_types=True)
+    table = sequence_rows(500, vocabulary=100, longest=128, median=20)
+    with open_engine(pin, folder, "auto") as engine, open_engine(pin, folder, "cpu") as reference:
+        found, expected = engine.predict(table, 4096), reference.predict(table, 1024)
+        assert found.equals(engine.predict(table, 4096))
+        backwards = engine.predict(table.take(np.arange(500)[::-1]), 4096)
+    assert backwards.to_pylist()[::-1] == found.to_pylist()
+    assert np.abs(found["score"].to_numpy() - expected["score"].to_numpy()).max() < 1e-3

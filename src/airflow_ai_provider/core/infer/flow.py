@@ -29,6 +29,7 @@ import pyarrow as pa
 from airflow_ai_provider.core.batch import ACCEPTED, PREDICTIONS, ROW_ID, BatchRef, Part, Pin, digest_of, exceeds
 from airflow_ai_provider.core.infer.batch_size import Batch, BatchSize, SizeMemory, settle
 from airflow_ai_provider.core.infer.engine import Engine
+from airflow_ai_provider.core.infer.gauge import open_gauge
 from airflow_ai_provider.core.infer.outcome import COLUMNS
 from airflow_ai_provider.core.infer.part import DonePart, PartShelf
 from airflow_ai_provider.core.infer.progress import Progress
@@ -133,7 +134,8 @@ def predict(
         options["batch_size"] = size.now
     recipe = Recipe(batch, pin, options)
     sources = {number: part for number, part in enumerate(parts) if shard.takes(number)}
-    told = Progress(progress, sum(source.row_count for source in sources.values()))
+    row_count = sum(source.row_count for source in sources.values())
+    told = Progress(progress, row_count, gauge=open_gauge(engine.device))
     done = _Job(batch, store, engine, size, recipe.shelf(store, pipeline), told).run(sources)
     told.finish(sum(part.failed for part in done), f"{engine.name}, {engine.device}")
     return recipe, done

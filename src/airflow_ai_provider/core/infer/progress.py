@@ -13,6 +13,7 @@ class Progress:
     :param row_count: rows there are in all.
     :param every_s: seconds between two lines.
     :param now: monotonic clock, in seconds.
+    :param gauge: says how full and busy the device is; empty text when that is not known.
     """
 
     def __init__(
@@ -21,7 +22,9 @@ class Progress:
         row_count: int,
         every_s: float = 5.0,
         now: Callable[[], float] = time.monotonic,
+        gauge: Callable[[], str] = str,
     ) -> None:
+        self._gauge = gauge
         self._say, self._row_count, self._every_s, self._now = say, row_count, every_s, now
         self._started = self._last = now()
         self._done = self._kept = 0
@@ -42,7 +45,7 @@ class Progress:
         left = (self._row_count - done) / max(rate, 1e-9)
         self._say(
             f"{done:,} of {self._row_count:,} rows ({done / max(self._row_count, 1):.0%}), {rate:,.0f} rows/s, "
-            f"about {left:,.0f} s left"
+            f"about {left:,.0f} s left{self._read()}"
         )
 
     def finish(self, failed: int, where: str) -> None:
@@ -51,5 +54,9 @@ class Progress:
         kept = f", {self._kept:,} of them by an earlier try" if self._kept else ""
         self._say(
             f"{self._row_count:,} rows in {spent:.1f} s ({self._done / max(spent, 1e-9):,.0f} rows/s) on {where}: "
-            f"{self._row_count - failed:,} predicted, {failed:,} failed{kept}"
+            f"{self._row_count - failed:,} predicted, {failed:,} failed{kept}{self._read()}"
         )
+
+    def _read(self) -> str:
+        text = self._gauge()
+        return f"; {text}" if text else ""

@@ -135,7 +135,10 @@ def _to_tensor(array: Array, device: str) -> torch.Tensor:
     """Copy to memory of torch's own: an array's alignment, and its strides over axes of size one, choose other kernels
     that round otherwise."""
     given = torch.from_numpy(np.ascontiguousarray(array))
-    return torch.empty(given.shape, dtype=given.dtype).copy_(given).to(device)
+    # On pinned pages the copy to a GPU goes on while the next call is prepared; the answer's copy back waits for it.
+    on_gpu = device == "cuda"
+    own = torch.empty(given.shape, dtype=given.dtype, pin_memory=on_gpu).copy_(given)
+    return own.to(device, non_blocking=on_gpu)
 
 
 def _to_numpy(output: torch.Tensor) -> Array:
