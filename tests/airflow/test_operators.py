@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from airflow.serialization.serialized_objects import DagSerialization
 
 import airflow_ai_provider as face
 from airflow_ai_provider import errors
-from airflow_ai_provider.operators.ingest import _window
+from airflow_ai_provider.operators.ingest import _source_value, _window
 from airflow_ai_provider.retry import RETRY_POLICY
 from airflow_ai_provider.run import Run
 
@@ -152,3 +153,16 @@ def test_a_run_without_a_data_interval_is_never_quietly_taken_for_what_comes_nex
         assert _window(source, Run("p", "r", "r/ingest/-1", run_type, window)) == window
     assert _window(face.KafkaSource("t"), Run("p", "r", "r/ingest/-1", "scheduled", window)) is None
     assert _window(face.FileSource("x/*.csv"), Run("p", "r", "r/ingest/-1", "backfill")) is None
+
+
+def test_a_sources_texts_are_rendered_and_its_schema_file_read(tmp_path: Path) -> None:
+    (tmp_path / "schemas").mkdir()
+    (tmp_path / "schemas" / "x.avsc").write_text('"string"')
+    with DAG("d", template_searchpath=[str(tmp_path)]) as dag:
+        source = face.KafkaSource("{{ topic }}", format="avro", reader_schema="x.avsc")
+        task = face.ValidatedIngestOperator(task_id="ingest", source=source)
+    assert task.render_template(source, {"topic": "biopsies"}).topic == "biopsies"
+    assert source.topic == "{{ topic }}"
+    assert _source_value(source, dag).reader_schema == '"string"'  # type: ignore[union-attr]
+    with pytest.raises(errors.SpecError, match="'y.avsc' not found"):
+        _source_value(face.KafkaSource("t", format="avro", reader_schema="y.avsc"), dag)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -271,8 +272,11 @@ def _source_value(source: KafkaSource | FileSource | Mapping[str, Any], dag: Any
     from airflow_ai_provider.core.ingest.source import FileSource, source_from_dict
 
     value = source_from_dict(source) if isinstance(source, Mapping) else source
-    if isinstance(value, FileSource) and "://" not in value.path:
-        value = replace(value, path=str(homes_of(dag)[0] / value.path))  # an absolute path stays as it is
+    if isinstance(value, FileSource):
+        # an absolute path stays as it is
+        return value if "://" in value.path else replace(value, path=str(homes_of(dag)[0] / value.path))
+    if value.schema_file:
+        return replace(value, reader_schema=Path(find_file(dag, value.schema_file, "schemas")).read_text("utf-8"))
     return value
 
 
@@ -300,7 +304,7 @@ def _open_reader(value: KafkaSource | FileSource, columns: Sequence[str], run: R
     from airflow_ai_provider.hooks.kafka import KafkaConfigHook
 
     config = KafkaConfigHook(value.kafka_conn_id).get_config()
-    if value.format == "json":
+    if not value.has_schemas:
         return open_source(value, kafka_config=config)
     from airflow_ai_provider.hooks.registry import SchemaRegistryHook
 

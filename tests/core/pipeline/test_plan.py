@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 
+from airflow_ai_provider.core.ingest.source import FileSource, KafkaSource, source_from_dict
 from airflow_ai_provider.core.pipeline.plan import JOIN, TEARDOWN, Plan, Ref, plan
 from airflow_ai_provider.core.pipeline.render import render
-from airflow_ai_provider.core.pipeline.spec import parse_spec
+from airflow_ai_provider.core.pipeline.spec import load_spec, parse_spec
 
 BASE = "ingest: {kafka: t}\ninfer: {model: m@a}\n"
 PLAIN = "decide: {act: 0.9, review: 0.5}\n"
@@ -144,3 +146,23 @@ def test_the_text_names_every_task_and_breaks_no_line(p: Plan) -> None:
     text = render(p)
     assert all(task.task_id in text for task in p.tasks)
     assert all(line == line.rstrip() for line in text.splitlines())
+
+
+def test_a_source_in_a_file_is_the_source_in_python() -> None:
+    golden = Path(__file__).parents[2] / "golden"
+    written = {
+        "sources.yaml": KafkaSource(
+            "biopsies",
+            key="biopsy_id",
+            by="window",
+            kafka_conn_id="cluster",
+            format="avro",
+            group="triage-lag",
+            schema_registry_conn_id="registry",
+            reader_schema="biopsy.avsc",
+        ),
+        "folders.yaml": FileSource("s3://lake/in/day={partition}/*.parquet", name="readings", fs_conn_id="lake"),
+    }
+    for name, value in written.items():
+        arguments = plan(load_spec(golden / name)).task("ingest").arguments
+        assert source_from_dict(arguments["source"]) == value

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from airflow_ai_provider.core.ingest.contract import Source
     from airflow_ai_provider.core.ingest.encoded.registry import Schemas
 
-_KAFKA_FORMATS = ("json", "avro", "protobuf")
+_PLAIN = ("text", "bytes")
+_KAFKA_FORMATS = ("json", "avro", "protobuf", *_PLAIN)
 _KAFKA_BY = ("cursor", "window")
 _PARTITION = re.compile(r"(?<!\{)\{partition(?::([^{}]+))?\}(?!\})")
 _FILE_FORMATS = ("auto", "jsonl", "csv", "parquet", "image")
@@ -34,12 +35,13 @@ class KafkaSource:
     :param by: ``cursor`` takes what was not taken yet (a backfill takes its data interval);
         ``window`` always takes the data interval, by the records' timestamps.
     :param kafka_conn_id: connection of type ``kafka``.
-    :param format: how a message's value is written: ``json``, or ``avro`` or ``protobuf`` in Confluent's wire format.
+    :param format: how a message's value is written: ``json``; ``avro`` or ``protobuf`` in Confluent's wire format;
+        ``text`` or ``bytes``, which is the column ``value``.
     :param group: consumer group whose offsets are published after landing, for lag tools only; None takes the
         connection's ``group.id``.
     :param schema_registry_conn_id: connection of type ``schema_registry``, for Avro and Protobuf.
-    :param reader_schema: Avro schema (JSON text) or ``.proto`` text to read all messages by; None: each by the
-        schema it was written by.
+    :param reader_schema: Avro schema (JSON text) or ``.proto`` text to read all messages by, or the name of such a file
+        (``*.avsc``, ``*.proto``); None: each by the schema it was written by.
     :raises SpecError: on creation, when a value cannot be run; a retry does not help.
     """
 
@@ -56,6 +58,17 @@ class KafkaSource:
         _demand_text(self, "topic", "kafka_conn_id", "schema_registry_conn_id")
         _demand_one_of(self, "by", _KAFKA_BY)
         _demand_one_of(self, "format", _KAFKA_FORMATS)
+
+    @property
+    def schema_file(self) -> str | None:
+        """The file that the reader schema is in, where a file is named."""
+        named = self.reader_schema or ""
+        return named if "\n" not in named and named.endswith((".avsc", ".proto")) else None
+
+    @property
+    def has_schemas(self) -> bool:
+        """True when messages can be read with a schema registry only."""
+        return self.format in ("avro", "protobuf")
 
     @property
     def digest(self) -> str:
@@ -194,8 +207,10 @@ def open_source(
 
 
 def _encoded(reader: Source, value: KafkaSource, schemas: Schemas | None, columns: Sequence[str]) -> Source:
-    from airflow_ai_provider.core.ingest.encoded.source import open_encoded
+    from airflow_ai_provider.core.ingest.encoded.source import open_encoded, open_plain
 
+    if value.format in _PLAIN:
+        return open_plain(reader, value.format)
     if schemas is None:
         raise SpecError(
             f"KafkaSource: format={value.format!r} needs a schema registry; name its connection.",

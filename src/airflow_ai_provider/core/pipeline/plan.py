@@ -13,7 +13,7 @@ from typing import Any
 
 from airflow_ai_provider.core.infer.runner import FIELDS as RUNNER_FIELDS
 from airflow_ai_provider.core.infer.shard import shards
-from airflow_ai_provider.core.pipeline.section import Infer, Ingest, Sections, Step, WakeUp
+from airflow_ai_provider.core.pipeline.section import SOURCE_KEYS, Infer, Ingest, Sections, Step, WakeUp
 from airflow_ai_provider.core.pipeline.spec import Spec
 
 # A branch skips what has no rows: a step runs when nothing failed and at least one of its sources has rows.
@@ -190,7 +190,8 @@ def _source(section: Ingest) -> dict[str, Any]:
         source: dict[str, Any] = {"kind": "kafka", "topic": section.kafka}
     else:
         source = {"kind": "files", "path": section.files}
-    return source | _given({name: getattr(section, name) for name in ("key", "format")})
+    names = ("key", "format", *SOURCE_KEYS[source["kind"]])
+    return source | _given({name: getattr(section, name) for name in names})
 
 
 def _ingest(section: Ingest) -> Iterator[TaskPlan]:

@@ -19,6 +19,11 @@ from airflow_ai_provider.core.ingest.limit import Limits, read_duration
 from airflow_ai_provider.core.ingest.shard import MOST as MOST_INGESTING
 from airflow_ai_provider.errors import SpecError
 
+SOURCE_KEYS = {
+    "kafka": ("by", "group", "reader_schema", "kafka_conn_id", "schema_registry_conn_id"),
+    "files": ("name", "fs_conn_id"),
+}
+"""Keys of ``ingest`` that only one kind of source has, by their names in its value."""
 METHODS = ("post", "put", "patch", "delete")
 Route = Literal["act", "review", "fallback"]
 _NAMES = ("once", "continuous", "hourly", "daily", "midnight", "weekly", "monthly", "quarterly", "yearly", "annually")
@@ -146,8 +151,17 @@ class Ingest(Section):
 
     kafka: Text | None = None
     files: Text | None = None
-    format: Literal["auto", "json", "avro", "protobuf", "jsonl", "csv", "parquet", "image"] | None = None
+    format: Literal["auto", "json", "avro", "protobuf", "text", "bytes", "jsonl", "csv", "parquet", "image"] | None = (
+        None
+    )
     key: Text | None = None
+    by: Literal["cursor", "window"] | None = None
+    group: Text | None = None
+    reader_schema: Text | None = None
+    kafka_conn_id: Text | None = None
+    schema_registry_conn_id: Text | None = None
+    name: Text | None = None
+    fs_conn_id: Text | None = None
     expectations: Text | None = None
     max_rejected: Limit | None = None
     row_limit: Annotated[int, Field(ge=0)] = 0

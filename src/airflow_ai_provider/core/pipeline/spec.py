@@ -22,6 +22,7 @@ from airflow_ai_provider.core.pipeline.document import Document, DocumentError, 
 from airflow_ai_provider.core.pipeline.fault import explain, path_of
 from airflow_ai_provider.core.pipeline.section import (
     METHODS,
+    SOURCE_KEYS,
     Decide,
     FallbackRule,
     Infer,
@@ -35,7 +36,10 @@ from airflow_ai_provider.errors import SpecError
 
 T = TypeVar("T", bound=Section)
 TASKS = ("pin", "ingest_plan", "ingest_shard", "ingest", "infer_shard", "infer", "decide", "review", "undo")
-_FORMATS = {"kafka": ("json", "avro", "protobuf"), "files": ("auto", "jsonl", "csv", "parquet", "image")}
+_FORMATS = {
+    "kafka": ("json", "avro", "protobuf", "text", "bytes"),
+    "files": ("auto", "jsonl", "csv", "parquet", "image"),
+}
 
 
 @dataclass(frozen=True)
@@ -182,9 +186,21 @@ def _ingest_faults(raw: Any) -> Iterator[Fault]:
     if ingest.format is not None and ingest.format not in fits:
         what = f"{ingest.format!r} is not a format of {sources[0]}. There is {', '.join(fits)}"
         yield ("ingest", "format"), what
+    yield from _source_faults(ingest, sources[0])
     if ingest.until is not None and sources[0] == "files":
         yield ("ingest", "until"), "is for topics: files have no time of arrival. Leave it out"
     yield from _topic_faults(ingest)
+
+
+def _source_faults(ingest: Ingest, source: str) -> Iterator[Fault]:
+    for kind, keys in SOURCE_KEYS.items():
+        for name in keys if kind != source else ():
+            if getattr(ingest, name) is not None:
+                yield ("ingest", name), f"is for {kind}, and rows come from {source}. Leave it out"
+    if source == "kafka" and ingest.format not in ("avro", "protobuf"):
+        for name in ("reader_schema", "schema_registry_conn_id"):
+            if getattr(ingest, name) is not None:
+                yield ("ingest", name), "is for format: avro or protobuf. Write the format, or leave it out"
 
 
 def _topic_faults(ingest: Ingest) -> Iterator[Fault]:

@@ -1,4 +1,4 @@
-"""A source whose payloads are Avro or Protobuf, as a source of typed columns.
+"""A source whose payloads are Avro, Protobuf, text or bytes, as a source of typed columns.
 
 Invariants: blocks are cut before they are decoded, so they depend on the rows alone, and a retry gives the same ones;
 every row of the inner source comes out once, under its own id, with its values or with ``_fault`` and its bytes.
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,8 +18,20 @@ import pyarrow.compute as pc
 from airflow_ai_provider.core.batch import Span
 from airflow_ai_provider.core.ingest.block import cut
 from airflow_ai_provider.core.ingest.contract import FAULT, PAYLOAD, Source
+from airflow_ai_provider.core.ingest.encoded.plain import PlainDecoder
 from airflow_ai_provider.core.ingest.encoded.registry import Schemas
-from airflow_ai_provider.core.ingest.encoded.wire import DecodedBlock, Payloads
+from airflow_ai_provider.core.ingest.encoded.wire import Payloads
+
+
+class Block(Protocol):
+    """One block of payloads, decoded: a dataclass with these."""
+
+    @property
+    def faults(self) -> Mapping[int, str]:
+        """Position → why that payload is not a row."""
+
+    def beside(self, table: pa.Table) -> pa.Table:
+        """Put the values and ``_fault`` beside the rows that the payloads came with."""
 
 
 class PayloadDecoder(Protocol):
@@ -29,7 +41,7 @@ class PayloadDecoder(Protocol):
     def facts(self) -> Sequence[Mapping[str, Any]]:
         """The schemas that rows were decoded with."""
 
-    def decode(self, payloads: Payloads) -> DecodedBlock:
+    def decode(self, payloads: Payloads) -> Block:
         """Decode one block; raises RegistryUnavailableError when a schema cannot be had."""
 
 
@@ -50,7 +62,7 @@ class EncodedSource:
     @property
     def facts(self) -> dict[str, Any]:
         """What the manifest says about the last read: ids, subjects and versions of its schemas."""
-        return {"schemas": list(self._decoder.facts)} if self._decoder else {}
+        return {"schemas": list(self._decoder.facts)} if self._decoder and self._decoder.facts else {}
 
     def identity(self) -> str:
         return self._inner.identity()
@@ -98,6 +110,11 @@ def open_encoded(
     return EncodedSource(inner, open_decoder)
 
 
+def open_plain(inner: Source, format: str) -> EncodedSource:
+    """Read another source's payloads as ``text`` or ``bytes``, each a row with the column ``value``."""
+    return EncodedSource(inner, partial(PlainDecoder, format))
+
+
 def _open_decoder(format: str, schemas: Schemas, reader_schema: str | None, columns: Sequence[str]) -> PayloadDecoder:
     if format == "avro":
         from airflow_ai_provider.core.ingest.encoded.avro.decoder import AvroDecoder
@@ -115,4 +132,4 @@ def _decode(decoder: PayloadDecoder, block: pa.Table) -> pa.Table:
     spared = pc.if_else(pc.is_null(block[FAULT]), block[PAYLOAD], pa.scalar(None, pa.binary()))
     decoded = decoder.decode(spared)
     faults = {**decoded.faults, **{at: fault for at, fault in enumerate(known) if fault}}
-    return replace(decoded, faults=faults).beside(block.drop_columns([FAULT]))
+    return replace(cast(Any, decoded), faults=faults).beside(block.drop_columns([FAULT]))
