@@ -12,37 +12,22 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from confluent_kafka import Message, Producer
 
-from benchmarks import readings, servers
+from benchmarks import kafka, readings, servers
 from benchmarks.harness import Case, Place, Run
 
 TOPIC, PARTITIONS = "readings", 4
-TUNED = {
-    "enable.auto.commit": False,
-    "auto.offset.reset": "error",
-    "fetch.queue.backoff.ms": 1,
-    "fetch.wait.max.ms": 50,
-    "queued.min.messages": 1_000_000,
-    "queued.max.messages.kbytes": 262_144,
-    "max.partition.fetch.bytes": 8_388_608,
-    "fetch.max.bytes": 52_428_800,
-}
 
 
 def make(place: Place) -> None:
     """Start a broker and produce the messages."""
-    from confluent_kafka.admin import AdminClient, NewTopic
-
     bootstrap = servers.start(place.folder, "kafka")["kafka"]
-    admin = AdminClient({"bootstrap.servers": bootstrap})  # held until the answer is there: it ends with its object
-    admin.create_topics([NewTopic(TOPIC, PARTITIONS, 1)])[TOPIC].result(30)
-    time.sleep(1)  # leaders are elected
+    kafka.create_topic(bootstrap, TOPIC, PARTITIONS)
     producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 50, "batch.size": 262_144})
     failures: list[Any] = []
     for i, payload in enumerate(readings.payloads(place.size)):
@@ -63,23 +48,11 @@ def make(place: Place) -> None:
     assert not failures
 
 
-def _messages(place: Place) -> Iterator[list[Message]]:
-    consumer = Consumer({**TUNED, "group.id": "limit", "bootstrap.servers": servers.addresses(place.folder)["kafka"]})
-    consumer.assign([TopicPartition(TOPIC, p, 0) for p in range(PARTITIONS)])
-    left = place.size
-    while left:
-        found = consumer.consume(min(left, 1000), 5)
-        assert found, f"{left} messages did not come"
-        left -= len(found)
-        yield found
-    consumer.close()
-
-
 def open_limit(place: Place) -> Run:
     """Consume and discard."""
 
     def run() -> None:
-        assert sum(map(len, _messages(place))) == place.size
+        assert sum(map(len, kafka.messages(place, TOPIC, PARTITIONS))) == place.size
 
     return run
 
@@ -137,7 +110,7 @@ def open_operator(place: Place) -> Run:
     def run() -> float:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        settings = {**TUNED, "auto.offset.reset": "earliest", "group.id": uuid.uuid4().hex}
+        settings = {**kafka.TUNED, "auto.offset.reset": "earliest", "group.id": uuid.uuid4().hex}
         connection = Connection(
             conn_id="kafka_default", conn_type="kafka", extra=json.dumps({**settings, "bootstrap.servers": bootstrap})
         )

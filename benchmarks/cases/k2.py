@@ -23,9 +23,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from confluent_kafka import Message, Producer
 
-from benchmarks import servers
+from benchmarks import kafka, servers
 from benchmarks.harness import Case, Place, Run
 
 TOPIC, PARTITIONS, BAD = "readings", 4, 1000  # one in so many is malformed
@@ -46,17 +46,6 @@ SCHEMA = {
         {"name": "note", "type": ["null", "string"]},
         {"name": "operator", "type": "string"},
     ],
-}
-TUNED = {
-    "group.id": "bench",
-    "enable.auto.commit": False,
-    "auto.offset.reset": "error",
-    "fetch.queue.backoff.ms": 1,
-    "fetch.wait.max.ms": 50,
-    "queued.min.messages": 1_000_000,
-    "queued.max.messages.kbytes": 262_144,
-    "max.partition.fetch.bytes": 8_388_608,
-    "fetch.max.bytes": 52_428_800,
 }
 
 
@@ -87,7 +76,7 @@ def make(place: Place) -> None:
     found = servers.start(place.folder, "kafka", "registry")
     number = register(found["registry"], f"{TOPIC}-value", SCHEMA)
     assert SchemaRegistry(found["registry"]).schema(number) is not None
-    _create_topic(found["kafka"])
+    kafka.create_topic(found["kafka"], TOPIC, PARTITIONS)
     producer = Producer({"bootstrap.servers": found["kafka"], "linger.ms": 50, "batch.size": 262_144})
     parsed, chance, header = fastavro.parse_schema(SCHEMA), random.Random(2), b"\0" + struct.pack(">i", number)
     failures: list[Any] = []
@@ -105,32 +94,11 @@ def make(place: Place) -> None:
     assert failures == [None] * place.size
 
 
-def _create_topic(bootstrap: str) -> None:
-    from confluent_kafka.admin import AdminClient, NewTopic
-
-    admin = AdminClient({"bootstrap.servers": bootstrap})
-    admin.create_topics([NewTopic(TOPIC, PARTITIONS, 1)])[TOPIC].result(30)
-    time.sleep(1)  # leaders are elected
-
-
-def _messages(place: Place) -> Iterator[list[Message]]:
-    """All messages of the topic, as fast as the client gives them."""
-    consumer = Consumer({**TUNED, "bootstrap.servers": servers.addresses(place.folder)["kafka"]})
-    consumer.assign([TopicPartition(TOPIC, p, 0) for p in range(PARTITIONS)])
-    left = place.size
-    while left:
-        found = consumer.consume(min(left, 1000 if left % 1000 == 0 else left % 1000), 5)
-        assert found, f"{left} messages did not come"
-        left -= len(found)
-        yield found
-    consumer.close()
-
-
 def open_limit(place: Place) -> Run:
     """Consume and discard."""
 
     def run() -> None:
-        assert sum(map(len, _messages(place))) == place.size
+        assert sum(map(len, kafka.messages(place, TOPIC, PARTITIONS))) == place.size
 
     return run
 
@@ -173,7 +141,7 @@ def _per_message(place: Place, name: str, decode: Callable[[bytes], dict[str, An
 
     def run() -> None:
         rows = []
-        for messages in _messages(place):
+        for messages in kafka.messages(place, TOPIC, PARTITIONS):
             for message in messages:
                 try:
                     row = decode(message.value())  # type: ignore[arg-type]
@@ -292,7 +260,7 @@ def open_polars(place: Place) -> Run:
     def run() -> None:
         gc.disable()
         frames, held = [], []
-        for messages in itertools.chain(_messages(place), [[]]):
+        for messages in itertools.chain(kafka.messages(place, TOPIC, PARTITIONS), [[]]):
             held += messages
             if len(held) >= 20_000 or not messages:
                 frames += container.good(held)

@@ -58,6 +58,7 @@ PATTERNS += [
     "a*?",
     "é",
 ]
+PATTERNS += ["^a$", "^[a-c]{2}$", "^ab{1}[a-z]$", "^[A-Za-z0-9]{2}$", r"^1\.[0-9]$", "^ $", "^[a-]b{0}$", "^[0-9]{2}$"]
 REGEXES = st.sampled_from(PATTERNS)
 
 

@@ -11,14 +11,16 @@ import datetime as dt
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
-from airflow_ai_provider.core.ingest.column import flags
+from airflow_ai_provider.core.ingest.column import flags, mask_of
 
 Mask: TypeAlias = "pa.Array | pa.ChunkedArray"
 Kernel: TypeAlias = Callable[[pa.ChunkedArray, Mapping[str, Any]], "Mask | None"]
@@ -150,10 +152,63 @@ def _match(column: pa.ChunkedArray, arguments: Mapping[str, Any]) -> Mask | None
         if (ascii_only and not text.isascii()) or (one_line and b"\n" in text):
             return None
     try:
-        re.compile(pattern)
-        return pc.match_substring_regex(column, pattern)
+        places = _places(pattern)
+        return _match_places(column, places) if places is not None else pc.match_substring_regex(column, pattern)
     except (re.error, pa.ArrowInvalid, UnicodeEncodeError):
         return None
+
+
+# a pattern of places, each one character: ^reading-[0-9]{9}$; its characters are ASCII, and so is all that it matches
+_ATOM = r"(?:[A-Za-z0-9 _,;:/@#%&=<>~!'\"-]|\\[^A-Za-z0-9]|\[(?!\^)[^\\\[\]]+\])"
+_PLACES = re.compile(rf"\^((?:{_ATOM}(?:\{{[0-9]{{1,2}}\}})?)+)\$", re.ASCII)
+_PLACE = re.compile(rf"({_ATOM})(?:\{{([0-9]{{1,2}})\}})?", re.ASCII)
+
+
+@lru_cache(maxsize=256)
+def _places(pattern: str) -> npt.NDArray[np.bool_] | None:
+    """For each place of a pattern, which bytes may stand there, as Python's ``re`` says; None: not such a pattern.
+
+    :raises re.error: when the pattern is none.
+    """
+    re.compile(pattern)
+    inner = _PLACES.fullmatch(pattern) if pattern.isascii() else None
+    if inner is None:
+        return None
+    places = []
+    for atom, count in _PLACE.findall(inner[1]):
+        allowed = [byte < 128 and re.fullmatch(atom, chr(byte)) is not None for byte in range(256)]
+        places += [allowed] * int(count or 1)
+    return np.array(places, np.bool_) if places else None
+
+
+def _match_places(column: pa.ChunkedArray, places: npt.NDArray[np.bool_]) -> pa.ChunkedArray:
+    """Match texts of one length, place by place: sooner than a regular expression can."""
+    return pa.chunked_array([_match_chunk(chunk, places) for chunk in column.chunks], pa.bool_())
+
+
+def _match_chunk(texts: pa.Array, places: npt.NDArray[np.bool_]) -> pa.Array:
+    count, width = len(texts), len(places)
+    matched = mask_of(pc.fill_null(pc.equal(pc.binary_length(texts), width), False))
+    rows = np.flatnonzero(matched)
+    long_enough = texts if len(rows) == count else texts.filter(flags(matched))
+    _, offsets, data = long_enough.buffers()
+    if len(rows):
+        first = int(np.frombuffer(offsets, np.int32)[long_enough.offset])
+        bytes_ = np.frombuffer(data, np.uint8)[first : first + len(rows) * width].reshape(-1, width)
+        # most places allow one run of characters, and most texts match: where one does not is looked for in them all
+        lows = np.argmax(places, axis=1).astype(np.uint8)
+        spans = (places.sum(axis=1) - 1).astype(np.uint8)
+        misfits = (
+            np.flatnonzero((bytes_ - lows) > spans)
+            if _are_runs(places)
+            else np.flatnonzero(~places[np.arange(width), bytes_])
+        )
+        matched[rows[misfits // width]] = False
+    return flags(matched, mask_of(texts.is_null()) if texts.null_count else None)
+
+
+def _are_runs(places: npt.NDArray[np.bool_]) -> bool:
+    return bool((np.abs(np.diff(places.astype(np.int8), axis=1)).sum(axis=1) <= 2).all())
 
 
 def _texts(column: pa.ChunkedArray) -> Iterator[bytes]:
