@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -20,7 +22,8 @@ from airflow_ai_provider.core.infer.flow import infer
 from airflow_ai_provider.core.infer.runner import Runner
 from airflow_ai_provider.core.infer.worker import Worker
 from airflow_ai_provider.core.store import Store
-from airflow_ai_provider.errors import EngineUnavailableError, ModelPinError
+from airflow_ai_provider.errors import EngineUnavailableError, ModelPinError, SpecError
+from airflow_ai_provider.operators.infer import BatchInferenceOperator
 from airflow_ai_provider.testing import ArithmeticEngine
 from tests.core.infer import models
 from tests.core.infer.batches import PIN, land, part_files, rows
@@ -28,6 +31,10 @@ from tests.integration.fragile import FragileWorker
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
 PART_ROWS = 150
+RUN = {
+    "dag_run": SimpleNamespace(run_id="r1", run_type="manual"),
+    "ti": SimpleNamespace(dag_id="p", task_id="infer", map_index=-1),
+}
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +95,28 @@ def the_same_bytes(name: str, store: Store, tmp_path: Path) -> None:
     assert part_files(store, ref) == found
 
 
+def as_a_task(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operator on the cluster and on this worker; files, store and registry by Airflow's configuration."""
+    table, (pin, _) = models.cancer_rows(), models.cancer_onnx()
+    batch = land(Store(f"file://{tmp_path}/task"), [table.slice(0, 100), table.slice(100)]).to_dict()
+    store = {"conn_type": "ai_store", "extra": {"uri": f"file://{tmp_path}/task"}}
+    registry = {"conn_type": "mlflow", "extra": {"tracking_uri": "sqlite:////nowhere/at/all.db"}}
+    monkeypatch.setenv("AIRFLOW_CONN_DISK", json.dumps(store))
+    monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", json.dumps(registry))
+    monkeypatch.setenv("AIRFLOW__AI_PROVIDER__MODEL_CACHE_FOLDER", str(tmp_path / "models"))
+    made = [
+        BatchInferenceOperator(
+            task_id="infer", batch=batch, model=pin.to_dict(), device="cpu", runner=runner, store_conn_id="disk"
+        )
+        for runner in ({"engine": name, "workers": "1"}, Runner())
+    ]
+    there, here = (task.execute(RUN) for task in made)
+    assert there == here
+    made[0].shard = "1/2"
+    with pytest.raises(SpecError, match="both share the batch out"):
+        made[0].execute(RUN)
+
+
 def a_changed_model_is_refused_there(name: str, store: Store, tmp_path: Path) -> None:
     files = {"model.onnx": "sha256:" + "2" * 64}
     forged = Pin("sum", "1", "", "sha256:" + "3" * 64, files, "onnx", {"inputs": [], "outputs": []})
@@ -114,14 +143,16 @@ def deaths(name: str, store: Store, tmp_path: Path) -> None:
     assert infer_on_cluster(replace(once, runner=Runner(engine=name, workers=1))) == ref
 
 
-def test_ray(ray_cluster: str, store: Store, tmp_path: Path) -> None:
+def test_ray(ray_cluster: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     the_same_bytes(ray_cluster, store, tmp_path)
+    as_a_task(ray_cluster, tmp_path, monkeypatch)
     a_changed_model_is_refused_there(ray_cluster, Store(str(tmp_path / "second")), tmp_path)
     deaths(ray_cluster, Store(str(tmp_path / "third")), tmp_path)
 
 
-def test_spark(spark_session: str, store: Store, tmp_path: Path) -> None:
+def test_spark(spark_session: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     the_same_bytes(spark_session, store, tmp_path)
+    as_a_task(spark_session, tmp_path, monkeypatch)
     a_changed_model_is_refused_there(spark_session, Store(str(tmp_path / "second")), tmp_path)
     deaths(spark_session, Store(str(tmp_path / "third")), tmp_path)
 
