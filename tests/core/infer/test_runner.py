@@ -34,6 +34,7 @@ def test_a_mapping_may_hold_what_templates_render() -> None:
         ({"endpoint": 3}, ["endpoint"]),
         ({"batchsize": 3}, ["batchsize"]),
         ({"engine": "dask"}, ["engine"]),
+        ({"engine": "spark", "cluster": "sc://head/;token=s3cret"}, ["cluster"]),
         ({"cluster": "auto", "workers": "2"}, ["cluster", "workers"]),
         ({"engine": "ray", "endpoint": "triton"}, ["endpoint"]),
         ({"engine": "spark", "cluster": " ", "workers": 0}, ["cluster", "workers"]),
@@ -44,3 +45,4 @@ def test_a_runner_that_cannot_run_is_refused_with_every_fault(given: Any, paths:
     with pytest.raises(SpecError, match="this runner cannot be run") as caught:
         Runner.from_dict(given)
     assert [path for path, _ in caught.value.faults] == paths
+    assert "s3cret" not in str(caught.value)

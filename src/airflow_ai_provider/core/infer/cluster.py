@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import logging
 import platform
+import re
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,11 +27,12 @@ from airflow_ai_provider.core.infer.runner import Runner
 from airflow_ai_provider.core.infer.shard import MOST, Shard, shards
 from airflow_ai_provider.core.infer.worker import WarmEngines, Worker
 from airflow_ai_provider.core.store import Store
-from airflow_ai_provider.errors import AiProviderError, TerminalError
+from airflow_ai_provider.errors import AiProviderError, EngineUnavailableError, TerminalError
 
 log = logging.getLogger(__name__)
 Report = dict[str, Any]
 _SHARDS_PER_WORKER = 4  # few enough to load the model rarely, enough to even out slow machines
+_PORTS = {"ray": 10001, "spark": 7077, "sc": 15002}
 _warm = WarmEngines()  # of this process: clusters give one process many shards
 
 
@@ -97,6 +100,31 @@ def infer_on_cluster(
         reports.append(_read(answer, part_count))
         progress(f"shard {answer['shard']} done on {answer['on']}, {number} of {len(names)}")
     return gather(job.batch, job.pin, job.store, reports, pipeline=job.pipeline, max_failed=max_failed)
+
+
+def demand_answer(address: str | None) -> None:
+    """Notice in seconds what the clusters' clients notice in minutes: nobody listens at a cluster's address.
+
+    :param address: ``ray://host:port``, ``host:port``, ``spark://host:port,host:port``, ``sc://host``; any other form
+        (none, ``auto``, ``local[2]``, ``yarn``) is left to the client.
+    :raises EngineUnavailableError: none of the places answers; a retry may help.
+    """
+    found = re.fullmatch(r"(?:(ray|spark|sc)://)?([^/;]+)(?:[/;].*)?", address or "")
+    if found is None or not (found[1] or re.fullmatch(r".+:\d+", found[2])):
+        return
+    failures = []
+    for place in found[2].split(","):
+        host, _, port = place.partition(":")
+        try:
+            socket.create_connection((host, int(port or _PORTS.get(found[1], 0))), timeout=8).close()
+            return
+        except (OSError, ValueError) as error:
+            failures.append(f"{place}: {error}")
+    raise EngineUnavailableError(
+        f"nobody answers at {address}: {'; '.join(failures)}. Check the address under 'cluster' and that the cluster "
+        "runs; the retry asks again.",
+        cluster=address,
+    )
 
 
 def parts_of(shard: str, part_count: int) -> str:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from airflow_ai_provider.core.batch import ACCEPTED
-from airflow_ai_provider.core.infer.cluster import Job, Report, parts_of
+from airflow_ai_provider.core.infer.cluster import Job, Report, demand_answer, parts_of
 from airflow_ai_provider.errors import EngineUnavailableError, MissingExtraError
 
 try:
@@ -73,6 +73,7 @@ def _session(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    demand_answer(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # its store of objects is small: rows do not go through it
     own: dict[str, Any] = {

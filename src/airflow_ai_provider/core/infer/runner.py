@@ -92,6 +92,9 @@ def _cluster_faults(runner: Runner) -> Faults:
     faults: Faults = []
     if runner.cluster is not None and not _is_text(runner.cluster):
         faults.append(("cluster", f"{runner.cluster!r} is no address. Give one, or leave it out"))
+    elif runner.cluster is not None and "token=" in runner.cluster:
+        told = "holds a token, which plan and UI would show; set SPARK_CONNECT_AUTHENTICATE_TOKEN on the worker instead"
+        faults.append(("cluster", told))
     if runner.workers is not None and not _is_count(runner.workers):
         faults.append(("workers", f"{runner.workers!r} is not a number of tasks. Give 1 or more, or leave it out"))
     if runner.engine == "local":

@@ -17,11 +17,10 @@ from functools import partial
 import pyarrow as pa
 
 from airflow_ai_provider.core.batch import ACCEPTED
-from airflow_ai_provider.core.infer.cluster import Job, Report, parts_of
+from airflow_ai_provider.core.infer.cluster import Job, Report, demand_answer, parts_of
 from airflow_ai_provider.errors import EngineUnavailableError, MissingExtraError
 
 try:
-    from pyspark.errors import PySparkException
     from pyspark.sql import SparkSession
 except ImportError as error:
     raise MissingExtraError(
@@ -77,6 +76,7 @@ def _session(master: str | None) -> Iterator[SparkSession]:
     if running is not None:
         yield running
         return
+    demand_answer(master)
     builder = SparkSession.builder.appName("airflow-ai-provider")
     if master and master.startswith("sc://"):
         builder = builder.remote(master)
@@ -89,7 +89,7 @@ def _session(master: str | None) -> Iterator[SparkSession]:
         )
     try:
         spark = builder.getOrCreate()
-    except (PySparkException, OSError, RuntimeError) as error:
+    except Exception as error:  # Py4J's, for classic Spark, and PySpark's own have no root in common
         raise EngineUnavailableError(
             f"Spark at {master or 'this machine'} does not answer: {str(error).strip()[:300]}. Check the address under "
             "'cluster', and that Java 17 or later is there; the retry asks again.",
