@@ -105,13 +105,16 @@ def test_registry_address(connection: Define, mlflow_server: Any) -> None:
     assert MlflowRegistryHook("down").test_connection()[0] is False
 
 
-def test_kafka_refuses_auto_commit(connection: Define) -> None:
+def test_kafka_refuses_auto_commit_and_uncommitted_records(connection: Define) -> None:
     extra = {"bootstrap.servers": "127.0.0.1:1", "group.id": "g"}
     connection("fine", conn_type="kafka", extra=extra)
     assert KafkaConfigHook("fine").get_config() == extra
     connection("auto", conn_type="kafka", extra=extra | {"enable.auto.commit": "true"})
     with pytest.raises(ConnectionConfigError, match="enable.auto.commit=true"):
         KafkaConfigHook("auto").get_config()
+    connection("dirty", conn_type="kafka", extra=extra | {"isolation.level": "read_uncommitted"})
+    with pytest.raises(ConnectionConfigError, match="isolation.level=read_uncommitted.*may yet be aborted"):
+        KafkaConfigHook("dirty").get_config()
     connection("none", conn_type="kafka", extra={})
     with pytest.raises(ConnectionConfigError, match="bootstrap.servers"):
         KafkaConfigHook("none").get_config()

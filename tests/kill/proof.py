@@ -81,7 +81,7 @@ def _read_topic(world: World) -> tuple[dict[int, int], dict[Place, int]]:
     found: dict[Place, int] = {}
     open_parts = {p for p, end in ends.items() if end}
     while open_parts:
-        for record in consumer.consume(1000, 5):
+        for record in consumer.consume(1000, 0.2):
             if record.error() is None:
                 found[record.partition(), record.offset()] = int(record.key())
             else:  # the end of a topic partition
@@ -98,7 +98,8 @@ def _published(world: World) -> dict[int, int]:
 
 
 def _consumer(world: World, group: str) -> Consumer:
-    return Consumer({"bootstrap.servers": world.bootstrap, "group.id": group, "enable.partition.eof": True})
+    quick = {"fetch.wait.max.ms": 50, "fetch.queue.backoff.ms": 1}
+    return Consumer({"bootstrap.servers": world.bootstrap, "group.id": group, "enable.partition.eof": True, **quick})
 
 
 def _batches(store: Store) -> Iterator[tuple[str, BatchRef]]:

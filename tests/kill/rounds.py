@@ -72,7 +72,7 @@ class Rounds:
         self.run_keys: list[str] = []
         self.tally = Tally()
 
-    def warm_up(self, count: int = 3) -> None:
+    def warm_up(self, count: int = 2) -> None:
         """Let some runs pass, to learn how long one takes."""
         for _ in range(count):
             begun = time.monotonic()

@@ -43,7 +43,7 @@ class Traffic:
     :param pause_s: between two bursts.
     """
 
-    def __init__(self, bootstrap: str, topic: str, seed: int, pause_s: float = 0.05) -> None:
+    def __init__(self, bootstrap: str, topic: str, seed: int, pause_s: float = 0.1) -> None:
         self._topic, self._chance, self._pause_s = topic, random.Random(seed), pause_s
         settings = {"bootstrap.servers": bootstrap, "linger.ms": 5, "reconnect.backoff.max.ms": 500, "log_level": 2}
         # never given up: a message whose outcome nobody knows could not be held against anything
@@ -86,11 +86,11 @@ class Traffic:
 
     def _burst(self) -> None:
         if self._chance.random() < 0.4:
-            self.committed |= self._send(self._plain, self._chance.randint(1, 60))
+            self.committed |= self._send(self._plain, self._chance.randint(1, 40))
             self._plain.poll(0)
             return
         self._binding.begin_transaction()
-        bound = self._send(self._binding, self._chance.randint(1, 60))
+        bound = self._send(self._binding, self._chance.randint(1, 40))
         # plain messages that come to lie behind the open transaction
         self.committed |= self._send(self._plain, self._chance.randint(0, 5))
         time.sleep(self._pause_s * self._chance.random())

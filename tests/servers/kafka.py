@@ -1,6 +1,8 @@
 """One real Apache Kafka broker (KRaft, one node) from the cached jars.
 
 Invariants: topics are made by create_topic() only, so that a typo in a topic's name is an error, not a new topic.
+Who comes to ``bootstrap`` may do anything; to ``login_bootstrap`` come user ``reader`` with password ``right``, who may
+too, and ``stranger`` with password ``unloved``, who may do nothing.
 """
 
 from __future__ import annotations
@@ -19,11 +21,16 @@ _SETTINGS = """\
 process.roles=broker,controller
 node.id=1
 controller.quorum.bootstrap.servers=127.0.0.1:{controller_port}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+listeners=PLAINTEXT://127.0.0.1:{port},LOGIN://127.0.0.1:{login_port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port},LOGIN://127.0.0.1:{login_port}
 inter.broker.listener.name=PLAINTEXT
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,LOGIN:SASL_PLAINTEXT
+listener.name.login.sasl.enabled.mechanisms=PLAIN
+listener.name.login.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required \
+  user_reader="right" user_stranger="unloved";
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+super.users=User:ANONYMOUS;User:reader
 log.dirs={folder}/log
 auto.create.topics.enable=false
 offsets.topic.replication.factor=1
@@ -41,10 +48,14 @@ class KafkaBroker(Server):
     def __init__(self) -> None:
         folder = Path(tempfile.mkdtemp(prefix="kafka-"))
         port = free_port()
+        login_port = free_port()
         self.bootstrap = f"127.0.0.1:{port}"
+        self.login_bootstrap = f"127.0.0.1:{login_port}"
         self.classpath = f"{_jars()}/*"
         settings = folder / "server.properties"
-        settings.write_text(_SETTINGS.format(port=port, controller_port=free_port(), folder=folder))
+        settings.write_text(
+            _SETTINGS.format(port=port, login_port=login_port, controller_port=free_port(), folder=folder)
+        )
         self._format(settings)
         broker = ServerProcess(
             ["java", "-Xmx512m", "-cp", self.classpath, "kafka.Kafka", str(settings)],

@@ -16,6 +16,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -137,9 +138,14 @@ class Store:
         # A name of its own: a killed task's zombie and its successor write the same part, and one of them
         # would move the other's half-written bytes into place.
         aside = f"{target}.{uuid.uuid4().hex[:12]}.aside"
-        put(self._fs, aside, data)
-        self._sync(aside)
-        self._fs.mv(aside, target)
+        try:
+            put(self._fs, aside, data)
+            self._sync(aside)
+            self._fs.mv(aside, target)
+        except BaseException:
+            with suppress(Exception):  # each try on a full disk would leave another piece there
+                self._fs.rm_file(aside)
+            raise
         self._sync(folder, *made)
 
     def _missing(self, folder: str) -> list[str]:

@@ -30,7 +30,8 @@ class KafkaConfigHook(KafkaBaseHook):
         """Return the configuration.
 
         :raises ConnectionConfigError: when the connection is missing, names no broker, or asks for
-            ``enable.auto.commit``, which would publish offsets of rows that are not yet durable; a retry does not help.
+            ``enable.auto.commit``, which would publish offsets of rows that are not yet durable, or to read records of
+            transactions that may yet be aborted; a retry does not help.
         """
         find_connection(self.kafka_config_id, self.conn_type)
         try:
@@ -45,6 +46,13 @@ class KafkaConfigHook(KafkaBaseHook):
                 f"connection {self.kafka_config_id!r} sets enable.auto.commit=true: offsets would be committed for "
                 "rows that are not yet stored, and a crash would lose them. Remove it from the connection's extra; "
                 "offsets are published after each batch has landed.",
+                conn_id=self.kafka_config_id,
+            )
+        if str(config.get("isolation.level", "read_committed")).lower() != "read_committed":
+            raise ConnectionConfigError(
+                f"connection {self.kafka_config_id!r} sets isolation.level={config['isolation.level']}: rows of a "
+                "transaction would be taken that may yet be aborted, and nothing takes them back. Remove it from the "
+                "connection's extra; committed records are read as soon as they are.",
                 conn_id=self.kafka_config_id,
             )
         return config

@@ -33,11 +33,11 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its stubs d
 
 from airflow_ai_provider.core.batch import Slice, Span
 from airflow_ai_provider.core.ingest.block import paused_gc
-from airflow_ai_provider.core.ingest.kafka_config import admin_config, consumer_config
+from airflow_ai_provider.core.ingest.kafka_config import Told, admin_config, consumer_config
 from airflow_ai_provider.core.ingest.kafka_relay import Relay
 from airflow_ai_provider.core.ingest.kafka_span import cap, demand_kept, demand_reached, demand_same
 from airflow_ai_provider.core.ingest.kafka_table import table_of
-from airflow_ai_provider.errors import SourceError, SourceUnavailableError
+from airflow_ai_provider.errors import AiProviderError, SourceError, SourceUnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +93,7 @@ class KafkaReader:
         self._planner: Consumer | None = None
         self._admin_client: AdminClient | None = None
         self._identity: str | None = None
+        self._told = Told()
 
     @property
     def _bootstrap(self) -> str:
@@ -265,7 +266,7 @@ class KafkaReader:
     def _metadata(self) -> ClusterMetadata:
         """Probe the topic: a missing topic and a dead broker must be told apart, and from an empty topic."""
         try:
-            cluster: ClusterMetadata = self._plan_consumer().list_topics(self._topic, timeout=self._deadline_s)
+            cluster = self._ask_topics()
         except KafkaException as error:
             raise self._down(f"asking for topic {self._topic}", error.args[0]) from error
         found = cluster.topics[self._topic]
@@ -279,6 +280,16 @@ class KafkaReader:
         if fault is not None or not found.partitions:
             raise self._down(f"asking for topic {self._topic}", fault)
         return cluster
+
+    def _ask_topics(self) -> ClusterMetadata:
+        consumer, first_s = self._plan_consumer(), min(3.0, self._deadline_s)
+        try:
+            return cast(ClusterMetadata, consumer.list_topics(self._topic, timeout=first_s))
+        except KafkaException:
+            consumer.poll(0)  # now the client says why, if it knows
+            if first_s == self._deadline_s or self._told.is_refused:
+                raise
+        return cast(ClusterMetadata, consumer.list_topics(self._topic, timeout=self._deadline_s - first_s))
 
     def _ask_identity(self) -> str:
         if str(self._metadata().cluster_id).startswith("mock"):
@@ -360,6 +371,7 @@ class KafkaReader:
 
     def _note(self, error: KafkaError) -> None:
         log.warning("Kafka client at %s: %s", self._bootstrap, error)
+        self._told.note(error.name(), error.str())
 
     def _plan_consumer(self) -> Consumer:
         # never assigned: a call on an assigned, idle consumer waits behind its own fetch
@@ -375,12 +387,8 @@ class KafkaReader:
             )
         return self._admin_client
 
-    def _down(self, what: str, fault: object) -> SourceUnavailableError:
-        return SourceUnavailableError(
-            f"Kafka at {self._bootstrap} did not answer when {what}: {fault}. Check that the broker runs and the "
-            "connection's bootstrap.servers is right; the retry asks again.",
-            bootstrap=self._bootstrap,
-        )
+    def _down(self, what: str, fault: object) -> AiProviderError:
+        return self._told.error(self._bootstrap, what, fault)
 
 
 def _at(message: Message) -> int:

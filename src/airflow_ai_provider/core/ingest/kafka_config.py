@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from airflow_ai_provider.errors import AiProviderError, ConnectionConfigError, SourceUnavailableError
+
 # fetch.queue.backoff.ms (default 1000) is the one that matters: 2.6 times
 _FAST: dict[str, Any] = {
     "fetch.queue.backoff.ms": 1,
@@ -36,3 +38,41 @@ def admin_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return an admin client's settings: a connection's without those that only a consumer has."""
     consumer_only = {*_FAST, *_SAFE, "group.id", "group.instance.id", "session.timeout.ms"}
     return {name: value for name, value in config.items() if name not in consumer_only}
+
+
+class Told:
+    """What a client said about its connection, for the error that follows: calls fail with "no answer", why comes aside.
+
+    A refusal (login, certificate) stays whatever is said after it: a retry does not help against one.
+    """
+
+    _REFUSALS = ("_AUTHENTICATION", "SASL_AUTHENTICATION_FAILED", "_SSL")
+
+    def __init__(self) -> None:
+        self._text = ""
+        self.is_refused = False
+
+    def note(self, name: str, text: str) -> None:
+        """Take one error.
+
+        :param name: of its code, as librdkafka has it.
+        """
+        if self.is_refused or name == "_ALL_BROKERS_DOWN":  # which follows every other one
+            return
+        self._text, self.is_refused = text, name in self._REFUSALS
+
+    def error(self, bootstrap: str, what: str, fault: object) -> AiProviderError:
+        """Return the error of a question that got no answer."""
+        if self.is_refused:
+            return ConnectionConfigError(
+                f"Kafka at {bootstrap} does not let us in: {self._text}. Correct security.protocol, sasl.mechanism, "
+                "sasl.username, sasl.password or the ssl.… settings in the extra of the kafka connection; a retry does "
+                "not help.",
+                bootstrap=bootstrap,
+            )
+        why = f" ({self._text})" if self._text else ""
+        return SourceUnavailableError(
+            f"Kafka at {bootstrap} did not answer when {what}: {fault}{why}. Check that the broker runs and the "
+            "connection's bootstrap.servers and security.protocol are right; the retry asks again.",
+            bootstrap=bootstrap,
+        )
