@@ -41,7 +41,7 @@ def admin_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Told:
-    """What a client said about its connection, for the error that follows: calls fail with "no answer", why comes aside.
+    """What a client said about its connection, for the error that follows: calls say only "no answer".
 
     A refusal (login, certificate) stays whatever is said after it: a retry does not help against one.
     """
