@@ -18,10 +18,10 @@ from tests.servers.process import Server, ServerFailedError, ServerProcess, free
 
 _JARS_TOOL = Path(__file__).resolve().parents[2] / "tools" / "kafka_jars.sh"
 _SETTINGS = """\
-process.roles=broker,controller
-node.id=1
+process.roles={roles}
+node.id={node}
 controller.quorum.bootstrap.servers=127.0.0.1:{controller_port}
-listeners=PLAINTEXT://127.0.0.1:{port},LOGIN://127.0.0.1:{login_port},CONTROLLER://127.0.0.1:{controller_port}
+listeners=PLAINTEXT://127.0.0.1:{port},LOGIN://127.0.0.1:{login_port}{controller_listener}
 advertised.listeners=PLAINTEXT://127.0.0.1:{port},LOGIN://127.0.0.1:{login_port}
 inter.broker.listener.name=PLAINTEXT
 controller.listener.names=CONTROLLER
@@ -43,9 +43,12 @@ group.initial.rebalance.delay.ms=0
 
 
 class KafkaBroker(Server):
-    """Start a broker on free ports; close() ends it and removes its data."""
+    """Start a broker on free ports; close() ends it and removes its data.
 
-    def __init__(self) -> None:
+    :param first: the broker of the cluster that this one joins; None: it is a cluster of its own, and its controller.
+    """
+
+    def __init__(self, first: KafkaBroker | None = None) -> None:
         folder = Path(tempfile.mkdtemp(prefix="kafka-"))
         port = free_port()
         login_port = free_port()
@@ -53,10 +56,23 @@ class KafkaBroker(Server):
         self.login_bootstrap = f"127.0.0.1:{login_port}"
         self.classpath = f"{_jars()}/*"
         settings = folder / "server.properties"
+        self.node = 1 if first is None else first.node + 1
+        self.controller_port = free_port() if first is None else first.controller_port
+        controller = f",CONTROLLER://127.0.0.1:{self.controller_port}" if first is None else ""
         settings.write_text(
-            _SETTINGS.format(port=port, login_port=login_port, controller_port=free_port(), folder=folder)
+            _SETTINGS.format(
+                roles="broker,controller" if first is None else "broker",
+                node=self.node,
+                port=port,
+                login_port=login_port,
+                controller_port=self.controller_port,
+                controller_listener=controller,
+                folder=folder,
+            )
         )
-        self._format(settings)
+        self.cluster_id = self._run_tool("random-uuid").split()[-1] if first is None else first.cluster_id
+        alone = ["--standalone"] if first is None else []
+        self._run_tool("format", "-t", self.cluster_id, "-c", str(settings), *alone)
         broker = ServerProcess(
             ["java", "-Xmx512m", "-cp", self.classpath, "kafka.Kafka", str(settings)],
             log=folder / "server.out",
@@ -64,10 +80,12 @@ class KafkaBroker(Server):
         )
         super().__init__(folder, broker)
 
-    def create_topic(self, name: str, partitions: int = 1, config: dict[str, str] | None = None) -> str:
+    def create_topic(
+        self, name: str, partitions: int = 1, config: dict[str, str] | None = None, replicas: int = 1
+    ) -> str:
         """Create a topic and return its name when every topic partition has a leader."""
         admin = self.admin()
-        admin.create_topics([NewTopic(name, partitions, 1, config=config or {})])[name].result(30)
+        admin.create_topics([NewTopic(name, partitions, replicas, config=config or {})])[name].result(30)
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             topic = admin.list_topics(name, timeout=10).topics[name]
@@ -79,10 +97,8 @@ class KafkaBroker(Server):
     def admin(self) -> AdminClient:
         return AdminClient({"bootstrap.servers": self.bootstrap})
 
-    def _format(self, settings: Path) -> None:
-        tool = ["java", "-Xmx128m", "-cp", self.classpath, "kafka.tools.StorageTool"]
-        cluster_id = _answer([*tool, "random-uuid"]).split()[-1]
-        _answer([*tool, "format", "-t", cluster_id, "-c", str(settings), "--standalone"])
+    def _run_tool(self, *arguments: str) -> str:
+        return _answer(["java", "-Xmx128m", "-cp", self.classpath, "kafka.tools.StorageTool", *arguments])
 
 
 def _jars() -> Path:
