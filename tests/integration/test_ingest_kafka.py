@@ -7,7 +7,8 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,9 @@ from confluent_kafka.admin import NewPartitions
 from airflow_ai_provider.core.batch import ACCEPTED, QUARANTINE, Slice, Span
 from airflow_ai_provider.core.ingest import kafka as door
 from airflow_ai_provider.core.ingest.contract import AcceptAll
-from airflow_ai_provider.core.ingest.flow import IngestRun, ingest
+from airflow_ai_provider.core.ingest.flow import Ingest, IngestRun, ingest, plan_shards
 from airflow_ai_provider.core.ingest.kafka import KafkaReader
+from airflow_ai_provider.core.ingest.limit import Limit
 from airflow_ai_provider.core.ingest.validate import GxValidator
 from airflow_ai_provider.core.store import Store
 from airflow_ai_provider.errors import SourceError, SourceUnavailableError
@@ -416,3 +418,56 @@ def test_a_retry_after_a_crash_reads_the_same_span(topic: Topic, tmp_path: Path)
     assert ref.counts["accepted"] == 1000
     after = ingest(topic.reader(), AcceptAll(), store, ledger, IngestRun("p", "r2", "k2"))
     assert after.counts["accepted"] == 500
+
+
+def test_until_takes_what_is_older_and_the_next_run_the_rest(kafka_broker: KafkaBroker, tmp_path: Path) -> None:
+    topic, noon = Topic(kafka_broker, partitions=2), datetime(2026, 1, 31, 12, tzinfo=UTC)
+    first = int(noon.timestamp() * 1000)
+    topic.add(rows(40), stamps=[first + n * 60_000 for n in range(40)])
+    topic.add(rows(2, 100), partition=1, stamps=[first, first + 3 * 86_400_000])
+    store, ledger = Store(str(tmp_path)), MemoryLedger()
+
+    def take(key: str, **limits: Any) -> list[int]:
+        run = IngestRun("p", key, key, limit=Limit(**limits))
+        ref = ingest(topic.reader(), AcceptAll(), store, ledger, run)
+        return [n for t in store.read(ref, ACCEPTED) for n in t["n"].to_pylist()]
+
+    assert take("a", until=noon + timedelta(minutes=10)) == [*range(10), 100]
+    assert take("b", until=noon + timedelta(minutes=10)) == []
+    assert take("c", until=noon + timedelta(minutes=30), rows=5) == [10, 11, 12, 13, 14]
+    assert take("a", until=noon) == [*range(10), 100], "a retry takes what it has claimed"
+    assert take("d") == [*range(15, 40), 101]
+    claim = ledger.claim_of("p", "a")
+    assert claim is not None
+    assert claim.span.facts["younger"] == 31
+
+
+def test_shards_of_a_real_topic_with_holes_are_one_batch(kafka_broker: KafkaBroker, tmp_path: Path) -> None:
+    topic = Topic(kafka_broker, partitions=3)
+    for partition in range(3):
+        topic.transaction(rows(7000, 10_000 * partition), "commit", partition)
+        topic.transaction(rows(50, 100_000), "abort", partition)
+        topic.add(rows(3000, 10_000 * partition + 7000), partition)
+    suite = {
+        "name": "s",
+        "expectations": [
+            {"type": "expect_column_values_to_be_of_type", "kwargs": {"column": "n", "type_": "int"}},
+            {"type": "expect_column_values_to_be_unique", "kwargs": {"column": "n"}},
+        ],
+    }
+    topic.add([b'{"n": 5}', b"{"], 2)
+    store, ledger, run = Store(str(tmp_path)), MemoryLedger(), IngestRun("p", "r", "r/plan")
+    with closing(topic.reader()) as reader:
+        refs = plan_shards(reader, ledger, run, 8)
+    assert len(refs) == 3, "10,000 rows are worth a task"
+    done = []
+    for ref in refs:
+        with closing(topic.reader()) as reader:
+            done.append(Ingest(reader, GxValidator(suite), store, ledger, run).shard(ref))
+    with closing(topic.reader()) as reader:
+        landed = Ingest(reader, GxValidator(suite), store, ledger, run).land(done)
+    assert landed.counts == {"read": 30_002, "accepted": 29_999, "quarantined": 3}
+    accepted = [n for t in store.read(landed, ACCEPTED) for n in t["n"].to_pylist()]
+    assert accepted == [n for n in range(30_000) if n != 5]
+    with closing(topic.reader()) as reader:
+        assert plan_shards(reader, ledger, IngestRun("p", "r2", "r2/plan"), 8)[0].span is not None, "all is taken"

@@ -222,9 +222,9 @@ def _read_until(value: str | datetime | timedelta | None, now: datetime) -> date
     text = value.strip()
     if text in ("", "None"):
         return None
-    if re.fullmatch(r"(\d+[smhdw])+", text):
-        return now - read_duration(text)
     try:
+        if re.fullmatch(r"(\d+[smhdw])+", text):
+            return now - read_duration(text)
         found = datetime.fromisoformat(text)
     except ValueError:
         raise _fault("until", value, "write a time (2026-01-31T12:00:00Z) or an age (5m, 2h)") from None
