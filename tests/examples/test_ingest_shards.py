@@ -1,0 +1,91 @@
+"""An ingest in shards through ``dag.test()``: plan, mapped shards, landing, with nothing but XCom between them."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Producer
+
+from airflow_ai_provider.core.ledger_sql import open_ledger
+from tests.examples.conftest import World
+
+pytestmark = [pytest.mark.slow, pytest.mark.integration]
+
+DAG, ROWS = "pieces", 20_500
+FILE = """
+    from airflow.sdk import DAG
+    from airflow_ai_provider import IngestShardOperator, KafkaSource, LandBatchOperator, PlanIngestOperator
+
+    with DAG("pieces", schedule=None) as dag:
+        plan = PlanIngestOperator(
+            task_id="ingest_plan", source=KafkaSource("pieces", key="n"), shards=4, limits={"rows": "{{ 20000 + 500 }}"}
+        )
+        pieces = IngestShardOperator.partial(task_id="ingest_shard", expectations="pieces.json")
+        parts = pieces.expand(shard=plan.output)
+        LandBatchOperator(task_id="ingest", parts=parts.output, max_rejected="1%")
+"""
+SUITE = {
+    "name": "pieces",
+    "expectations": [
+        {"type": "expect_column_values_to_be_of_type", "kwargs": {"column": "n", "type_": "int"}},
+        {"type": "expect_column_values_to_be_unique", "kwargs": {"column": "n"}},
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def file(world: World) -> str:
+    """The DAG's file and its suite; the topic filled, with one double far from its twin."""
+    folder = world.folder / "pieces"
+    folder.mkdir()
+    (folder / "pieces.json").write_text(json.dumps(SUITE))
+    path = folder / "dag_file.py"
+    path.write_text(textwrap.dedent(FILE))
+    produce(world, [*range(ROWS - 1), 7])
+    return str(path)
+
+
+def produce(world: World, numbers: list[int]) -> None:
+    producer = Producer({"bootstrap.servers": world.kafka, "queue.buffering.max.messages": 1_000_000})
+    for at, n in enumerate(numbers):
+        producer.produce("pieces", json.dumps({"n": n}).encode(), partition=at % 2)
+    assert producer.flush(60) == 0
+
+
+@pytest.fixture(scope="module")
+def ran(world: World, file: str) -> dict[str, Any]:
+    return world.run(DAG, at="2026-05-01T10:00:00+00:00", file=file)
+
+
+def test_shards_become_one_batch(world: World, ran: dict[str, Any]) -> None:
+    assert ran["state"] == "success"
+    ref = ran["outputs"]["ingest"]
+    assert ref["counts"] == {"read": ROWS, "accepted": ROWS - 2, "quarantined": 2}
+    accepted = [row["n"] for row in world.rows(ref, "accepted")]
+    assert sorted(accepted) == [n for n in range(ROWS - 1) if n != 7]
+    (claim,) = open_ledger(world.ledger_url).claims(DAG)
+    assert (claim.state, claim.ref.to_dict() if claim.ref else None) == ("landed", ref)
+    names = {part.name.partition("-of-")[0] for part in Path(ref["uri"].removeprefix("file://")).rglob("*.parquet")}
+    assert names == {"0000", "0001"}, "10,000 rows are worth a shard"
+
+
+def test_a_clear_changes_nothing(world: World, ran: dict[str, Any], file: str) -> None:
+    before = world.bytes_of_all_batches()
+    again = world.run(DAG, at="2026-05-01T10:00:00+00:00", file=file)
+    assert again["outputs"]["ingest"] == ran["outputs"]["ingest"]
+    assert world.bytes_of_all_batches() == before
+
+
+def test_a_run_that_finds_nothing_is_not_skipped_and_the_next_takes_the_rest(
+    world: World, ran: dict[str, Any], file: str
+) -> None:
+    empty = world.run(DAG, at="2026-05-01T11:00:00+00:00", file=file)
+    assert set(empty["tasks"].values()) == {"success"}
+    assert empty["outputs"]["ingest"]["counts"]["read"] == 0
+    produce(world, [ROWS + n for n in range(10)])
+    later = world.run(DAG, at="2026-05-01T12:00:00+00:00", file=file)
+    assert later["outputs"]["ingest"]["counts"] == {"read": 10, "accepted": 10, "quarantined": 0}
