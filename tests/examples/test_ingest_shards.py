@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from confluent_kafka import Producer
 
 from airflow_ai_provider.core.ledger_sql import open_ledger
-from tests.examples.conftest import World
+from tests.examples.conftest import Runner, World
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
 
@@ -20,12 +22,12 @@ FILE = """
     from airflow.sdk import DAG
     from airflow_ai_provider import IngestShardOperator, KafkaSource, LandBatchOperator, PlanIngestOperator
 
-    with DAG("pieces", schedule=None) as dag:
+    with DAG("pieces", schedule=None) as pieces:
         plan = PlanIngestOperator(
             task_id="ingest_plan", source=KafkaSource("pieces", key="n"), shards=4, limits={"rows": "{{ 20000 + 500 }}"}
         )
-        pieces = IngestShardOperator.partial(task_id="ingest_shard", expectations="pieces.json")
-        parts = pieces.expand(shard=plan.output)
+        each = IngestShardOperator.partial(task_id="ingest_shard", expectations="pieces.json")
+        parts = each.expand(shard=plan.output)
         LandBatchOperator(task_id="ingest", parts=parts.output, max_rejected="1%")
 """
 SUITE = {
@@ -38,15 +40,22 @@ SUITE = {
 
 
 @pytest.fixture(scope="module")
-def file(world: World) -> str:
-    """The DAG's file and its suite; the topic filled, with one double far from its twin."""
+def pieces(world: World) -> Iterator[World]:
+    """The world with a dags folder of its own; the topic is filled, with one double far from its twin."""
     folder = world.folder / "pieces"
-    folder.mkdir()
-    (folder / "pieces.json").write_text(json.dumps(SUITE))
-    path = folder / "dag_file.py"
-    path.write_text(textwrap.dedent(FILE))
+    (folder / "dags").mkdir(parents=True)
+    (folder / "dags" / "pieces.json").write_text(json.dumps(SUITE))
+    (folder / "dags" / "dag_file.py").write_text(textwrap.dedent(FILE))
     produce(world, [*range(ROWS - 1), 7])
-    return str(path)
+    made = copy.copy(world)
+    made._runner = Runner(world.env | {"AIRFLOW__CORE__DAGS_FOLDER": str(folder / "dags")}, folder)
+    yield made
+    made.close()
+
+
+def run(pieces: World, hour: int) -> dict[str, Any]:
+    file = pieces.folder / "pieces" / "dags" / "dag_file.py"
+    return pieces.run(DAG, at=f"2026-05-01T{hour}:00:00+00:00", file=str(file))
 
 
 def produce(world: World, numbers: list[int]) -> None:
@@ -57,8 +66,8 @@ def produce(world: World, numbers: list[int]) -> None:
 
 
 @pytest.fixture(scope="module")
-def ran(world: World, file: str) -> dict[str, Any]:
-    return world.run(DAG, at="2026-05-01T10:00:00+00:00", file=file)
+def ran(pieces: World) -> dict[str, Any]:
+    return run(pieces, 10)
 
 
 def test_shards_become_one_batch(world: World, ran: dict[str, Any]) -> None:
@@ -73,19 +82,17 @@ def test_shards_become_one_batch(world: World, ran: dict[str, Any]) -> None:
     assert names == {"0000", "0001"}, "10,000 rows are worth a shard"
 
 
-def test_a_clear_changes_nothing(world: World, ran: dict[str, Any], file: str) -> None:
-    before = world.bytes_of_all_batches()
-    again = world.run(DAG, at="2026-05-01T10:00:00+00:00", file=file)
-    assert again["outputs"]["ingest"] == ran["outputs"]["ingest"]
-    assert world.bytes_of_all_batches() == before
+def test_a_clear_changes_nothing(pieces: World, ran: dict[str, Any]) -> None:
+    before = pieces.bytes_of_all_batches()
+    assert run(pieces, 10)["outputs"]["ingest"] == ran["outputs"]["ingest"]
+    assert pieces.bytes_of_all_batches() == before
 
 
 def test_a_run_that_finds_nothing_is_not_skipped_and_the_next_takes_the_rest(
-    world: World, ran: dict[str, Any], file: str
+    pieces: World, ran: dict[str, Any]
 ) -> None:
-    empty = world.run(DAG, at="2026-05-01T11:00:00+00:00", file=file)
+    empty = run(pieces, 11)
     assert set(empty["tasks"].values()) == {"success"}
     assert empty["outputs"]["ingest"]["counts"]["read"] == 0
-    produce(world, [ROWS + n for n in range(10)])
-    later = world.run(DAG, at="2026-05-01T12:00:00+00:00", file=file)
-    assert later["outputs"]["ingest"]["counts"] == {"read": 10, "accepted": 10, "quarantined": 0}
+    produce(pieces, [ROWS + n for n in range(10)])
+    assert run(pieces, 12)["outputs"]["ingest"]["counts"] == {"read": 10, "accepted": 10, "quarantined": 0}
