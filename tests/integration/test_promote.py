@@ -37,6 +37,7 @@ def uri(mlflow_process: MlflowServer) -> str:
     """A registry with three versions of one model; the third predicts the other class."""
     mlflow.set_tracking_uri(mlflow_process.uri)
     mlflow.set_registry_uri(mlflow_process.uri)
+    mlflow.set_experiment("promote")  # else the one of another registry, which another module has set
     signature = ModelSignature(Schema([ColSpec("double", name) for name in COLUMNS]), Schema([ColSpec("long")]))
     for seed in (0, 0, 5):
         mlflow.onnx.log_model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,17 @@ from airflow_ai_provider.core.infer.remote.client import open_remote, probe_serv
 from airflow_ai_provider.core.infer.remote.endpoint import PROTOCOLS, RemoteEndpoint
 from airflow_ai_provider.errors import SignatureError, SpecError
 from tests.core.infer.dense import tensor_signature
-from tests.core.infer.model_server import PIN, FakeServer, Refused, Rows, high_or_low, rows_of, serving, with_x
+from tests.core.infer.model_server import (
+    PIN,
+    TOO_LARGE,
+    FakeServer,
+    Refused,
+    Rows,
+    high_or_low,
+    rows_of,
+    serving,
+    with_x,
+)
 
 
 @pytest.fixture(params=[*PROTOCOLS, "oip binary"])
@@ -116,11 +127,36 @@ def test_credentials_go_with_every_request_and_into_no_log(caplog: pytest.LogCap
         fake.script.append(lambda handler: handler.answer(503, {"error": handler.headers["Authorization"]}))
         headers = {"Authorization": "Bearer s3cret-token", "X-Team": "oncology"}
         with open_remote(PIN, fake.endpoint(), headers) as engine:
-            fake.script.append(lambda handler: handler.answer(400, {"error": "no: Bearer s3cret-token"}))
+            refusal = {"error": "no: Bearer s3cret-token"}
+            # once among others, once alone: only then it is the row's own
+            fake.script.extend([lambda handler: handler.answer(400, refusal)] * 2)
             predicted = engine.predict(rows_of(1), 1)
         assert all(seen["Authorization"] == "Bearer s3cret-token" for seen in fake.headers)
     assert predicted["error"].to_pylist() == ["refused: 400: no: ***"]
     assert "s3cret" not in caplog.text
+
+
+def test_rows_are_not_blamed_for_others_that_the_server_predicts_with_them() -> None:
+    """Servers put requests that come together into one call of the model: then all of them are refused for one row."""
+    lock, spoiling = threading.Lock(), [0]
+
+    def together(rows: Rows) -> dict[str, Rows]:
+        mine = int((rows > TOO_LARGE).any())
+        with lock:
+            spoiling[0] += mine
+            spoilt = spoiling[0]
+        time.sleep(0.005)
+        with lock:
+            spoilt += spoiling[0]
+            spoiling[0] -= mine
+        if spoilt:
+            raise Refused(500, "one of these rows")
+        return high_or_low(rows)
+
+    rows = with_x(rows_of(200), {3: 5000.0, 77: 1e6, 78: 2000.0})
+    with serving(model=together) as fake, open_remote(PIN, fake.endpoint()) as engine:
+        errors = engine.predict(rows, 10)["error"].to_pylist()
+    assert [i for i, error in enumerate(errors) if error] == [3, 77, 78]
 
 
 def test_the_sample_is_refused_before_the_first_row() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import fastavro
 import pyarrow as pa
@@ -129,6 +130,8 @@ def same(ours: Any, theirs: Any) -> bool:
         return (math.isnan(ours) and math.isnan(theirs)) or (
             ours == theirs and math.copysign(1, ours) == math.copysign(1, theirs)
         )
+    if isinstance(theirs, UUID):  # ours keeps the letters as they were written, theirs shows small ones
+        return UUID(ours) == theirs
     return bool(ours == theirs or str(ours) == str(theirs))
 
 

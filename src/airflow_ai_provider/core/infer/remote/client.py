@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
@@ -113,7 +114,7 @@ class HttpLine:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="model-server", daemon=True)
         self._thread.start()
-        self._session, self._slots = self.run(self._connect(given))
+        self._session, self._slots, self._turn = self.run(self._connect(given))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the line's loop; an interrupted caller ends it."""
@@ -129,9 +130,22 @@ class HttpLine:
 
         :raises EngineUnavailableError: none came in ``patience_s``; a retry may help.
         """
+        return await self._ask(asked, self._slots)
+
+    async def ask_alone(self, asked: Ask) -> Reply:
+        """The same while nothing else of ours is in flight.
+
+        :raises EngineUnavailableError: as for :meth:`ask`.
+        """
+        async with self._turn, AsyncExitStack() as all_slots:
+            for _ in range(self._endpoint.in_flight):
+                await all_slots.enter_async_context(self._slots)
+            return await self._ask(asked, nullcontext())
+
+    async def _ask(self, asked: Ask, slot: AbstractAsyncContextManager[None]) -> Reply:
         pause_s, until, tries = 0.1, 0.0, 0
         while True:
-            async with self._slots:
+            async with slot:
                 until = until or time.monotonic() + self._endpoint.patience_s
                 left_s = until - time.monotonic()
                 reply, fault, wish_s = await self._try(asked, min(self._endpoint.timeout_s, max(0.05, left_s)))
@@ -172,7 +186,9 @@ class HttpLine:
         self._thread.join()
         self._loop.close()
 
-    async def _connect(self, headers: Mapping[str, str]) -> tuple[aiohttp.ClientSession, asyncio.Semaphore]:
+    async def _connect(
+        self, headers: Mapping[str, str]
+    ) -> tuple[aiohttp.ClientSession, asyncio.Semaphore, asyncio.Lock]:
         in_flight = self._endpoint.in_flight
         session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=in_flight),
@@ -180,7 +196,7 @@ class HttpLine:
             # compressing numbers costs a server more than sending them
             headers={"Accept": "application/json, application/octet-stream", "Accept-Encoding": "identity", **headers},
         )
-        return session, asyncio.Semaphore(in_flight)
+        return session, asyncio.Semaphore(in_flight), asyncio.Lock()
 
     async def _try(self, asked: Ask, timeout_s: float) -> tuple[Reply | None, str, float | None]:
         """Return a final answer; else what went wrong and how long the server wishes to be left alone."""

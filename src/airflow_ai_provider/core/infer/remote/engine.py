@@ -44,6 +44,9 @@ class Line(Protocol):
     async def ask(self, asked: Ask) -> Reply:
         """Ask until there is an answer that is not "later"."""
 
+    async def ask_alone(self, asked: Ask) -> Reply:
+        """The same while nothing else of ours is in flight."""
+
     def close(self) -> None:
         """Close all connections."""
 
@@ -152,10 +155,10 @@ class RemoteEngine:
             )
         return found
 
-    async def _ask(self, arrays: Sequence[Array]) -> tuple[Reply, dict[str, Array] | None]:
+    async def _ask(self, arrays: Sequence[Array], *, alone: bool = False) -> tuple[Reply, dict[str, Array] | None]:
         """Return the answer and its outputs, None when the rows are refused."""
         asked = self._wire.encode(arrays)
-        reply = await self._line.ask(asked)
+        reply = await (self._line.ask_alone(asked) if alone else self._line.ask(asked))
         if reply.status == 200:
             return reply, self._wire.decode(reply, asked, len(arrays[0]))
         demand_settled(reply, f"model {self._pin.name}")
@@ -212,12 +215,19 @@ class RemoteEngine:
             piece = places[start : start + length]
             reply = await self._send_piece(job, piece)
             if reply is not None:
-                await self._demand_well(reply)
-                await self._halve(job, piece, reply)
+                await self._search(job, piece)
 
-    async def _send_piece(self, job: _Job, places: npt.NDArray[np.int64]) -> Reply | None:
+    async def _search(self, job: _Job, places: npt.NDArray[np.int64]) -> None:
+        """Find the rows that are refused, one question at a time: a server that predicts requests together which come
+        together refuses them together, and the rows of one would be blamed for those of another."""
+        reply = await self._send_piece(job, places, alone=True)
+        if reply is not None:
+            await self._demand_well(reply)
+            await self._halve(job, places, reply)
+
+    async def _send_piece(self, job: _Job, places: npt.NDArray[np.int64], *, alone: bool = False) -> Reply | None:
         """Predict some rows; return the refusal, None when there was none."""
-        reply, outputs = await self._ask([array[places] for array in job.arrays])
+        reply, outputs = await self._ask([array[places] for array in job.arrays], alone=alone)
         if outputs is None:
             return reply
         for name, settled in self._outputs.items():
@@ -236,12 +246,12 @@ class RemoteEngine:
         return None
 
     async def _halve(self, job: _Job, places: npt.NDArray[np.int64], refusal: Reply) -> None:
-        """Find the rows that are refused."""
+        """Find the rows that are refused among some that were."""
         if len(places) == 1:
             job.errors[int(places[0])] = f"refused: {refusal.reason}"
             return
         halves = np.array_split(places, 2)
-        refusals = [await self._send_piece(job, half) for half in halves]
+        refusals = [await self._send_piece(job, half, alone=True) for half in halves]
         if refusals == [None, None]:
             self._most = max(1, len(halves[1]))  # not the rows were refused, but so many of them
         for half, reply in zip(halves, refusals, strict=True):
@@ -250,7 +260,7 @@ class RemoteEngine:
 
     async def _demand_well(self, refusal: Reply) -> None:
         """Ask for the sample of the start again: a server that refuses it too refuses everything."""
-        reply, found = await self._ask(self._features.sample(_FILLS[0], 2))
+        reply, found = await self._ask(self._features.sample(_FILLS[0], 2), alone=True)
         if found is None:
             raise EngineUnavailableError(
                 f"the model server refuses rows ({refusal.reason}), and now also those that it predicted at the start "
