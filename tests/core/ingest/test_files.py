@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -285,3 +287,62 @@ def test_partition_columns_are_text_unless_declared_and_yield_to_the_files_own(t
         (2, 2026, "a/b", None),
     ]
     assert [r["_payload"] for r in rejected] == [b"{nope"]
+
+
+PACK: dict[str, Any] = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "zst": lambda data: pa.compress(data, "zstd", asbytes=True),
+}
+
+
+@pytest.mark.parametrize("suffix", PACK)
+def test_compressed_files_are_what_they_hold(tmp_path: Path, suffix: str) -> None:
+    lines = b"".join(b'{"a":%d}\n' % n for n in range(50_000))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / f"1.jsonl.{suffix}").write_bytes(PACK[suffix](lines))
+    (tmp_path / "in" / f"2.ndjson.{suffix}").write_bytes(PACK[suffix](b'{"a":-1}') + PACK[suffix](b'\n{"a":-2}\n'))
+    reader = FileReader(str(tmp_path / "in"))
+    span = reader.plan({}, {}, None, None)
+    assert span.facts == {"rows": 50_002}
+    assert [s.end for s in span.slices] == [f.stat().st_size for f in sorted((tmp_path / "in").iterdir())]
+    accepted, rejected = land(reader, tmp_path, a="int64")
+    assert [row["a"] for row in accepted] == [*range(50_000), -1, -2]
+    assert rejected == []
+    (tmp_path / "in" / f"1.csv.{suffix}").write_bytes(PACK[suffix](b"a,b\n1,x\n"))
+    assert land(FileReader(str(tmp_path / "in" / f"*.csv.{suffix}")), tmp_path / "csv")[0][0]["b"] == "x"
+
+
+@pytest.mark.parametrize("suffix", PACK)
+def test_a_compressed_file_that_is_cut_or_damaged_is_refused_before_a_row_is_claimed(
+    tmp_path: Path, suffix: str
+) -> None:
+    whole = PACK[suffix](os.urandom(5000).hex().encode())
+    folder = tmp_path / "in"
+    folder.mkdir()
+    damaged = [] if suffix == "zst" else [whole[:40] + b"\xff" * 200 + whole[240:]]  # this zstd has no checksum
+    for broken in (whole[: len(whole) // 2], whole[:-1], b"not compressed at all", *damaged):
+        (folder / f"1.jsonl.{suffix}").write_bytes(broken)
+        with pytest.raises(SourceError, match="is no whole"):
+            FileReader(str(folder)).plan({}, {}, None, None)
+
+
+def test_a_file_of_no_bytes_is_taken_and_has_no_rows(tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", a_dot_jsonl=b"", b_dot_jsonl=b'{"a":1}')
+    store, ledger = Store(str(tmp_path / "store")), MemoryLedger()
+    assert ingest(FileReader(str(folder)), AcceptAll(), store, ledger, IngestRun("p", "1", "1")).counts["read"] == 1
+    for name in ("csv", "parquet"):
+        empty = write(tmp_path / name, **{f"a_dot_{name}": b""})
+        assert land(FileReader(str(empty)), tmp_path / f"{name}-store") == ([], []), name
+
+
+def test_a_file_that_grows_while_it_is_read_lands_nothing(tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", a_dot_jsonl=b'{"a":"%s"}\n' % (b"x" * 2000) * 20_000)
+    reader = FileReader(str(folder))
+    span = reader.plan({}, {}, None, None)
+    tables = reader.read(span)
+    next(tables)
+    with (folder / "a.jsonl").open("ab") as file:
+        file.write(b'{"a":2}\n')
+    with pytest.raises(SourceError, match="has changed since it was planned"):
+        list(tables)

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from airflow_ai_provider.core.batch import Slice, Span
 from airflow_ai_provider.core.file_system import OpenFile, asking, is_local, open_file_system
+from airflow_ai_provider.core.ingest.compressed import suffix_of, unpacked
 from airflow_ai_provider.core.ingest.file_rows import (
     CHUNK,
     RowNames,
@@ -122,8 +123,10 @@ class FileReader:
         for part in span.slices:
             digest = hashlib.sha256()
             with self._open(part.partition) as file:
-                for table in reader(file, RowNames(part.partition, part.digest), digest.update):
-                    yield with_partitions(table, part.partition)
+                names = RowNames(part.partition, part.digest)
+                with unpacked(file, part.partition, digest.update) as (plain, seen):
+                    for table in reader(plain, names, seen):
+                        yield with_partitions(table, part.partition)
             if f"sha256:{digest.hexdigest()}" != part.digest:
                 raise SourceError(
                     f"{part.partition} in {self._uri} has changed since it was planned: SHA-256 was "
@@ -200,9 +203,9 @@ class FileReader:
     def _format_of(self, files: list[str]) -> str:
         if self._format != "auto":
             return self._format
-        found = {_SUFFIXES.get(f.rpartition(".")[2].lower(), f.rpartition(".")[2]) for f in files}
+        found = {_SUFFIXES.get(suffix, suffix) for suffix in map(suffix_of, files)}
         if not files:
-            return _SUFFIXES.get(self._path.rpartition(".")[2].lower(), "jsonl")
+            return _SUFFIXES.get(suffix_of(self._path), "jsonl")
         if len(found) > 1 or not found <= set(_READERS):
             raise SpecError(
                 f"{self._uri} holds files of {sorted(found)}; format='auto' wants one of {sorted(_READERS)} for all, "
@@ -214,10 +217,17 @@ class FileReader:
     def _measure(self, path: str, format: str) -> tuple[int, str, int]:
         """Size, digest and about how many rows of a file."""
         digest, size, lines, last = hashlib.sha256(), 0, 0, b"\n"
+
+        def note(chunk: bytes) -> None:
+            nonlocal size
+            digest.update(chunk)
+            size += len(chunk)
+
         with self._open(path) as file:
-            while chunk := file.read(CHUNK):
-                digest.update(chunk)
-                size, lines, last = size + len(chunk), lines + chunk.count(b"\n"), chunk[-1:]
+            with unpacked(file, path, note) as (plain, seen):
+                while chunk := plain.read(CHUNK):
+                    seen(chunk)
+                    lines, last = lines + chunk.count(b"\n"), chunk[-1:]
             rows = lines + (last != b"\n")
             if format == "parquet":
                 rows = _parquet_rows(file)
