@@ -25,7 +25,7 @@ class Runner:
     Example: ``Runner(batch_size=256)``, or ``Runner(endpoint="triton")`` for a model server. Written as a mapping with
     the same keys, its values may be templates.
 
-    :param batch_size: rows per call of the model, at least 1; None lets the engine choose.
+    :param batch_size: rows (of sequences: tokens) per call of the model, at least 1; None finds it.
     :param endpoint: connection of a model server that predicts instead of this worker; None predicts here.
     :param engine: where processes predict: ``local`` on this worker, ``ray`` or ``spark`` on a cluster.
     :param cluster: address of the cluster: Ray's (``auto``, ``ray://head:10001``) or Spark's master
