@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from airflow_ai_provider.cli import get_cli_commands
+from airflow_ai_provider.core.batch import Pin
 from airflow_ai_provider.core.ledger import Ledger
 from airflow_ai_provider.core.store import Store
 from tests.core.pipeline.story_world import PIPELINE, RUN, make_world, row_id
@@ -27,7 +29,7 @@ def world(stored: tuple[Store, Ledger]) -> dict[str, Any]:
 
 def test_airflow_finds_the_commands_by_itself() -> None:
     done = subprocess.run([sys.executable, "-m", "airflow", "ai", "--help"], capture_output=True, text=True, check=True)
-    assert all(name in done.stdout for name in ("lint", "plan", "explain", "quarantine", "claims"))
+    assert all(name in done.stdout for name in ("lint", "plan", "explain", "quarantine", "claims", "pins"))
 
 
 def test_listing_the_commands_loads_nothing_of_ours() -> None:
@@ -127,3 +129,17 @@ def test_explain_says_when_there_is_nothing(ai: Any, world: dict[str, Any]) -> N
     assert (status, out) == (1, "")
     assert "B-99 was not found" in err
     assert ai("explain", "--pipeline", PIPELINE)[0] == 1
+
+
+def test_pins_are_listed_with_window_policy_and_version(ai: Any, stored: tuple[Store, Ledger]) -> None:
+    ledger = stored[1]
+    window = (datetime(2026, 11, 1, 10, tzinfo=UTC), datetime(2026, 11, 1, 11, tzinfo=UTC))
+    for pipeline, version in (("p", "3"), ("other", "4")):
+        pin = Pin("triage", version, "champion", f"sha256:{version * 64}", {"m": "sha256:f"}, "onnx", {"inputs": []})
+        ledger.pin(pipeline, "run-1", pin, window, "as_run")
+    status, out, err = ai("pins", "triage")
+    assert (status, "2 pins of triage" in err) == (0, True)
+    assert "2026-11-01T10:00:00  2026-11-01T11:00:00  as_run  champion  3        sha256:333333333333" in out
+    (line,) = ai("pins", "triage", "--pipeline", "other", "--format", "json")[1].splitlines()
+    assert (json.loads(line)["version"], json.loads(line)["pipeline"]) == ("4", "other")
+    assert ai("pins", "nobody")[1] == ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from airflow.cli.cli_config import CLICommand, GroupCommand
 
 from airflow_ai_provider.cli.claim import claims_command
+from airflow_ai_provider.cli.pin import pins_command
 from airflow_ai_provider.cli.pipeline import lint_command, plan_command
 from airflow_ai_provider.cli.quarantine import quarantine_command
 from airflow_ai_provider.cli.story import explain_command
@@ -21,6 +22,13 @@ def get_cli_commands() -> list[CLICommand]:
             name="ai",
             help="Lint, plan and explain AI pipelines; mend what was quarantined",
             description="Commands of the provider airflow-ai-provider.",
-            subcommands=(lint_command(), plan_command(), explain_command(), quarantine_command(), claims_command()),
+            subcommands=(
+                lint_command(),
+                plan_command(),
+                explain_command(),
+                quarantine_command(),
+                claims_command(),
+                pins_command(),
+            ),
         )
     ]
