@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from airflow.sdk import DAG
 from confluent_kafka import Consumer, TopicPartition
 
+from airflow_ai_provider import FileSource, KafkaSink, ValidatedIngestOperator
 from airflow_ai_provider.core.batch import BatchRef
 from airflow_ai_provider.core.ingest import dead_letter
 from airflow_ai_provider.core.ingest.dead_letter import send_letters
@@ -189,3 +192,26 @@ def test_no_topic_no_letters_nothing_to_send(world: World) -> None:
     ledger = MemoryLedger()
     ref = BatchRef("batch", "b", "u", "sha256:0", {"read": 1, "accepted": 1, "quarantined": 0})
     assert send_letters(world.store, ledger, Claim("p", "k", world.claim.span, "landed", ref, "r"), "absent", {}) == 0
+
+
+def test_the_operator_sends_what_it_has_landed(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, extra in (
+        ("kafka", world.config),
+        ("ai_store", {"uri": f"{tmp_path}/other"}),
+        ("ai_ledger", {"url": f"sqlite:///{tmp_path}/other.db"}),
+    ):
+        monkeypatch.setenv(f"AIRFLOW_CONN_{name.upper()}_DEFAULT", json.dumps({"conn_type": name, "extra": extra}))
+    (tmp_path / "in.jsonl").write_text('{"n": 1}\n{broken\n')
+    source = FileSource(str(tmp_path / "in.jsonl"))
+    ingest = ValidatedIngestOperator(task_id="ingest", dag=DAG("p"), source=source, dead_letters=KafkaSink(world.topic))
+    dag_run = SimpleNamespace(run_id="r", run_type="manual", data_interval_start=None, data_interval_end=None)
+    context = {"ti": SimpleNamespace(dag_id="p", task_id="ingest", map_index=-1), "dag_run": dag_run, "params": {}}
+    for _ in range(2):
+        assert ingest.execute(context)["counts"]["quarantined"] == 1
+    (letter,) = world.letters()
+    told = dict(letter.headers())
+    assert letter.value() == b"{broken"
+    assert letter.key() == told["ai.row_id"]
+    assert told["ai.row"] == b"1"

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from airflow_ai_provider.core.batch import ACCEPTED, QUARANTINE, BatchRef
+from airflow_ai_provider.core.ingest import replay
 from airflow_ai_provider.core.ingest.contract import AcceptAll, Validator
 from airflow_ai_provider.core.ingest.correction import read_corrections
 from airflow_ai_provider.core.ingest.files import FileReader
 from airflow_ai_provider.core.ingest.flow import IngestRun, ingest
-from airflow_ai_provider.core.ingest.replay import replay_quarantine
+from airflow_ai_provider.core.ingest.quarantine import find_quarantines, summarise
+from airflow_ai_provider.core.ingest.replay import land_replay, prepare_replay, replay_quarantine
 from airflow_ai_provider.core.store import Store
 from airflow_ai_provider.errors import BatchRejectedError, SpanConflictError, SpecError
 from airflow_ai_provider.testing import MemoryLedger, MemorySource, RuleValidator
+from tests.core.ingest.test_flow import Crash, Seams, crashing_store, world
 
 POSITIVE = RuleValidator(lambda row: None if (row["x"] or 0) >= 0 else f"out_of_range: x={row['x']}", {"id": "int64", "x": "float64"})  # noqa: E501  # fmt: skip
 ROWS = [b'{"id":1,"x":1}', b'{"id":2,"x":-1,"s":"two"}', b"{broken", None, b'{"id":"five","x":5}']
@@ -128,3 +133,97 @@ def test_a_csv_row_is_mended_by_its_columns(tmp_path: Path, rules: Validator) ->
         (2, "b", 2.0, "a.csv"),
         (3, "c", 3.5, "a.csv"),
     ]
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_crash_at_any_seam_of_a_replay_loses_and_doubles_nothing(tmp_path: Path, before: bool) -> None:
+    """Whichever run comes next lands the same batch, and the rows are claimed once."""
+    corrections = {row_id(1): {"x": 2}, row_id(4): {"id": 5, "x": -5}}
+
+    def landed_in(root: Path) -> tuple[Store, MemoryLedger, BatchRef]:
+        store, ledger = Store(str(root)), MemoryLedger()
+        return store, ledger, ingest(MemorySource({0: ROWS}), POSITIVE, store, ledger, IngestRun("p", "r", "k"))
+
+    store, ledger, ref = landed_in(tmp_path / "whole")
+    replay_quarantine(store, ledger, POSITIVE, ref, corrections=corrections, pipeline="p")
+    whole, at, seams = world(tmp_path / "whole"), 0, Seams(0, before)
+    while at == 0 or at <= seams.count:  # until the replay has no such call any more
+        at += 1
+        root, seams = tmp_path / str(at), Seams(at, before)
+        store, ledger, ref = landed_in(root)
+        dying = crashing_store(root, seams), seams.wrap(ledger)
+        try:
+            replay_quarantine(*dying, POSITIVE, ref, corrections=corrections, pipeline="p")
+        except Crash:
+            pass
+        else:
+            assert at > seams.count
+        first, second = (
+            replay_quarantine(store, ledger, POSITIVE, ref, corrections=corrections, pipeline="p", run_id=run)
+            for run in ("r2", "r3")
+        )
+        assert first == second
+        assert first.counts == {"read": 2, "accepted": 1, "quarantined": 1}
+        assert set(world(root)) == set(whole)
+        rows = {
+            name: data for name, data in world(root).items() if name.endswith(".parquet")
+        }  # manifests name the root
+        assert rows == {name: whole[name] for name in rows}
+        assert [claim.state for claim in ledger.claims("p")] == ["landed", "landed"]
+    assert at > 10, "the crash went through every seam"
+
+
+def test_two_who_replay_one_row_otherwise_at_one_moment_do_not_both_land(
+    landed: tuple[Store, MemoryLedger, BatchRef], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, ledger, ref = landed
+    both = [prepare_replay(store, ref, pipeline="p", corrections={row_id(1): {"x": x}}).batch_id for x in (2, 3)]
+    monkeypatch.setattr(replay, "demand_free", lambda *_: None)  # as if both had looked before either claimed
+    first = land_replay(store, ledger, POSITIVE, both[0], pipeline="p", run_id="r1")
+    with pytest.raises(SpanConflictError):
+        land_replay(store, ledger, POSITIVE, both[1], pipeline="p", run_id="r2")
+    assert land_replay(store, ledger, POSITIVE, both[0], pipeline="p", run_id="r3") == first
+
+
+@pytest.mark.parametrize("name", ["absent", "../batch/x", "", "a/b", ".."])
+def test_a_conf_cannot_name_what_is_no_replay(landed: tuple[Store, MemoryLedger, BatchRef], name: str) -> None:
+    store, ledger, _ = landed
+    with pytest.raises(SpecError, match="there is no replay"):
+        land_replay(store, ledger, POSITIVE, name, pipeline="p", run_id="r")
+
+
+def test_what_waits_is_counted_without_what_was_replayed(landed: tuple[Store, MemoryLedger, BatchRef]) -> None:
+    store, ledger, ref = landed
+    start = datetime(2026, 11, 22, tzinfo=UTC)
+    nothing = summarise([], store, start)
+    assert (nothing.rows, nothing.oldest, str(nothing)) == (0, None, "in quarantine waits no row")
+    (quarantine,) = find_quarantines(ledger, "p")
+    assert quarantine.claim.updated_at is not None
+    now = quarantine.claim.updated_at + timedelta(days=3, hours=4)
+    waiting = summarise([quarantine], store, now)
+    assert (waiting.rows, waiting.batches, waiting.oldest) == (4, 1, timedelta(days=3, hours=4))
+    assert str(waiting).startswith("in quarantine wait 4 rows of 1 batches, the oldest for 3 days, 4:00:00: ")
+    replay_quarantine(store, ledger, POSITIVE, ref, pipeline="p", corrections={row_id(1): {"x": -2}, row_id(2): {"id": 3, "x": 1}})  # noqa: E501  # fmt: skip
+    found = find_quarantines(ledger, "p")
+    assert [(q.row_count, q.waiting) for q in found] == [(4, 2), (1, 1)]
+    assert dict(summarise(found, store, now).reasons) == {"tombstone": 1, "wrong_type": 1, "out_of_range": 1}
+    assert [q.ref for q in find_quarantines(ledger, "p", "r")] == [ref]
+    shutil.rmtree(Path(store.root) / "p" / "batch" / ref.batch_id)  # old batches may be removed
+    assert found[0].reasons(store) is None
+    assert dict(summarise(found, store, now).reasons) == {"out_of_range": 1}
+
+
+def test_lines_that_are_no_corrections_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "mended.jsonl"
+    for text, told in [
+        ('{"row_id": "a", "row": {}}\n{broken\n', "line 2"),
+        ('{"row_id": "a", "row": {}}\n{"row": {}}\n', "line 2: has no 'row_id'"),
+        ('{"row_id": "a", "row": {}}\n\n{"row_id": "a", "row": {}}\n', "line 3: row a stands there twice"),
+        ('{"row_id": "a", "row": [1]}', "line 1: row must be an object"),
+        ("", "cannot be read"),
+    ]:
+        path.write_text(text)
+        with pytest.raises(SpecError, match=told):
+            read_corrections(path)
+    path.write_text('{"row_id": "a", "row": {"x": 1}, "reasons": []}\n{"row_id": "b", "row": null}\n')
+    assert read_corrections(path).whole == {"a": {"x": 1}}

@@ -179,3 +179,14 @@ def test_whatever_is_written_is_a_spec_or_a_list_of_faults(data: dict) -> None:
 def test_whatever_text_is_read_without_surprise(text: str) -> None:
     with pytest.raises(SpecError):
         parse_spec(text, "p")
+
+
+@pytest.mark.parametrize(
+    ("topic", "told"),
+    [("my topic", "'my topic' is not a topic name"), ("t", "is the topic that is read")],
+)
+def test_a_dead_letter_topic_is_a_topic_of_its_own(topic: str, told: str) -> None:
+    (found,) = faults(f"ingest: {{kafka: t, dead_letter_topic: {topic}}}\n", without="ingest")
+    assert found[0] == "ingest.dead_letter_topic"
+    assert told in found[1]
+    assert parse("ingest: {kafka: t, dead_letter_topic: t.dead}\n", without="ingest").sections.ingest.dead_letter_topic
