@@ -158,7 +158,8 @@ def _check_files(store: Store, refs: Collection[BatchRef]) -> int:
     named |= {f"{ref.uri}/{MANIFEST}" for ref in refs}
     lying = {str(path) for path in Path(store.root).rglob("*") if path.is_file()}
     assert named <= lying
-    stray = [path for path in lying - named if not path.endswith(".aside")]
+    # a zombie that is killed after its successor has landed may leave marks behind
+    stray = [path for path in lying - named if not path.endswith(".aside") and "/shards/" not in path]
     assert not stray, f"files that no manifest names: {sorted(stray)[:5]}"
     return len(lying - named)
 
