@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator, BaseOperatorLink
+from airflow.sdk.execution_time.xcom import XCom
 
 from airflow_ai_provider.errors import SpecError
 from airflow_ai_provider.retry import retried
@@ -35,8 +36,9 @@ class ModelVersionLink(BaseOperatorLink):
         return self.key
 
     def get_link(self, operator: Any, *, ti_key: Any) -> str:
-        """Return nothing: the UI takes the link from the XCom."""
-        return ""
+        """Return what the task has noted; empty when there is no server to open."""
+        # what this returns replaces the XCom once the task is done, so it is read back and not left out
+        return XCom.get_value(ti_key=ti_key, key=self.key) or ""
 
 
 class PinModelOperator(BaseOperator):

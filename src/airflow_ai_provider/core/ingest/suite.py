@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,8 @@ def open_validator(suite: Mapping[str, Any] | str | Path | None) -> Validator:
     """
     if suite is None:
         return AcceptAll()
+    # before it is loaded: it fills a task's log with its own housekeeping, dozens of lines on import alone
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)
     from airflow_ai_provider.core.ingest.validate import GxValidator
 
     return GxValidator(suite)
