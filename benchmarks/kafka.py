@@ -21,6 +21,8 @@ TUNED = {
     "max.partition.fetch.bytes": 8_388_608,
     "fetch.max.bytes": 52_428_800,
 }
+# idempotent: a batch that a broker refuses, for the topic is new, is sent again in its place and not behind the next
+PRODUCER = {"enable.idempotence": True, "linger.ms": 50, "batch.size": 262_144}
 
 
 def create_topic(bootstrap: str, name: str, partitions: int) -> None:

@@ -28,7 +28,7 @@ def make(place: Place) -> None:
     """Start a broker and produce the messages."""
     bootstrap = servers.start(place.folder, "kafka")["kafka"]
     kafka.create_topic(bootstrap, TOPIC, PARTITIONS)
-    producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 50, "batch.size": 262_144})
+    producer = Producer({**kafka.PRODUCER, "bootstrap.servers": bootstrap})
     failures: list[Any] = []
     for i, payload in enumerate(readings.payloads(place.size)):
         while True:

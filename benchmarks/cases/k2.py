@@ -77,7 +77,7 @@ def make(place: Place) -> None:
     number = register(found["registry"], f"{TOPIC}-value", SCHEMA)
     assert SchemaRegistry(found["registry"]).schema(number) is not None
     kafka.create_topic(found["kafka"], TOPIC, PARTITIONS)
-    producer = Producer({"bootstrap.servers": found["kafka"], "linger.ms": 50, "batch.size": 262_144})
+    producer = Producer({**kafka.PRODUCER, "bootstrap.servers": found["kafka"]})
     parsed, chance, header = fastavro.parse_schema(SCHEMA), random.Random(2), b"\0" + struct.pack(">i", number)
     failures: list[Any] = []
     for i in range(place.size):
