@@ -208,7 +208,7 @@ class KafkaReader:
             if part.end - reached <= _AHEAD:
                 relay.begin()
             with paused_gc():
-                messages, ended = self._sort_out(consumer.consume(_COUNT, 0.2), part, reached)
+                messages, ended = self._sort_out(consumer.consume(min(_COUNT, part.end - reached), 0.2), part, reached)
                 table = table_of(self._topic, identity, messages) if messages else None
             if table is not None:
                 yield table
