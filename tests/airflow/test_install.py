@@ -67,7 +67,7 @@ def test_everything_imported_is_asked_for() -> None:
     unasked = {
         name: imported[name]
         for name in foreign
-        if not {canonicalize_name(distribution) for distribution in providers.get(name, [])} & asked
+        if not {canonicalize_name(distribution) for distribution in providers.get(name, [name])} & asked
     }
     assert not unasked, f"imported, but not named in setup.cfg: {unasked}"
 
