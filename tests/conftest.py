@@ -75,6 +75,18 @@ def _has_gpu() -> bool:
     return tool is not None and subprocess.run([tool, "-L"], capture_output=True, check=False).returncode == 0
 
 
+@pytest.fixture(scope="module", autouse=True)
+def mlflow_forgets() -> Iterator[None]:
+    """MLflow keeps the addresses that a module set, for this process and its children: not for the next module."""
+    yield
+    mlflow = sys.modules.get("mlflow")
+    if mlflow is not None:
+        mlflow.set_tracking_uri("")
+        mlflow.set_registry_uri("")
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_EXPERIMENT_ID"):
+        os.environ.pop(name, None)
+
+
 @pytest.fixture(scope="session")
 def airflow_db() -> None:
     """Airflow's own SQLite database in the private home, migrated once."""

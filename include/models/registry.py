@@ -25,6 +25,7 @@ def register_once(
     import mlflow
 
     mlflow.set_tracking_uri(tracking_uri)
+    mlflow.set_registry_uri(tracking_uri)  # else one that this process has set before still holds
     client = mlflow.MlflowClient()
     known = [v for v in client.search_model_versions(f"name = '{name}'") if v.tags.get("digest") == digest]
     if known:
