@@ -14,38 +14,55 @@ import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness import Case, Place, Run
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from airflow_ai_provider.core.batch import Pin
 
 PART_ROWS, SIDE, CLASSES = 500, 64, 10
 
 
-def make(place: Place) -> None:
-    """Pin the model, land the images: smooth noise, as photographs compress and not as noise does."""
-    import numpy as np
-    import pyarrow as pa
-    from PIL import Image
-
-    from airflow_ai_provider.core.batch import ACCEPTED, ROW_ID
-    from airflow_ai_provider.core.store import Store
+def model() -> tuple[Pin, Path]:
+    """Make the model and pin its folder."""
     from tests.core.infer.dense import fresh_folder, pin_folder, tensor_signature
     from tests.core.infer.nets import resnet_onnx
 
     folder = fresh_folder("resnet")
     (folder / "model.onnx").write_bytes(resnet_onnx(classes=CLASSES))
-    pin = pin_folder(folder, "onnx", tensor_signature(3, SIDE, SIDE), classes=[f"class {i}" for i in range(CLASSES)])
-    shutil.copytree(folder, place.folder / "model")
-    shutil.rmtree(folder.parent)
-    (place.folder / "pin.json").write_text(json.dumps(pin.to_dict()), encoding="utf-8")
-    random = np.random.default_rng(0)
-    images, writer = [], Store(str(place.folder / "store")).open_batch("bench", "batch", "rows")
-    for _ in range(place.size):
+    signature = tensor_signature(3, SIDE, SIDE)
+    return pin_folder(folder, "onnx", signature, classes=[f"class {i}" for i in range(CLASSES)]), folder
+
+
+def images(count: int) -> pa.Table:
+    """Make PNG files of smooth noise, which compress as photographs do and not as noise does."""
+    import numpy as np
+    import pyarrow as pa
+    from PIL import Image
+
+    random, files = np.random.default_rng(0), []
+    for _ in range(count):
         small = Image.fromarray(random.integers(0, 256, (8, 8, 3), np.uint8))
         sink = io.BytesIO()
         small.resize((SIDE, SIDE), Image.Resampling.BILINEAR).save(sink, "png")
-        images.append(sink.getvalue())
-    rows = pa.table({ROW_ID: [f"images/{i}" for i in range(place.size)], "bytes": images})
+        files.append(sink.getvalue())
+    return pa.table({"_row_id": [f"images/{i}" for i in range(count)], "bytes": files})
+
+
+def make(place: Place) -> None:
+    """Pin the model, land the images."""
+    from airflow_ai_provider.core.batch import ACCEPTED
+    from airflow_ai_provider.core.store import Store
+
+    pin, folder = model()
+    shutil.copytree(folder, place.folder / "model")
+    shutil.rmtree(folder.parent)
+    (place.folder / "pin.json").write_text(json.dumps(pin.to_dict()), encoding="utf-8")
+    writer, rows = Store(str(place.folder / "store")).open_batch("bench", "batch", "rows"), images(place.size)
     for start in range(0, place.size, PART_ROWS):
         writer.write(ACCEPTED, rows.slice(start, PART_ROWS))
     ref = writer.land({"read": place.size, "accepted": place.size, "quarantined": 0}, {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import traceback
@@ -34,6 +35,7 @@ def end_of(work: Callable[[], object]) -> int:
     """Do it in a fork; its exit code, negative for a signal."""
     pid = os.fork()
     if pid == 0:
+        faulthandler.disable()  # pytest's would print three hundred lines for a crash that is meant
         try:
             work()
         except BaseException:
