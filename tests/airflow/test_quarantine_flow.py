@@ -56,7 +56,8 @@ def arguments(tmp_path: Path, stored: tuple[Store, Ledger]) -> dict[str, Any]:
 
 def context(run_id: str, task: str = "ingest", **params: Any) -> dict[str, Any]:
     dag_run = SimpleNamespace(run_id=run_id, run_type="manual", data_interval_start=None, data_interval_end=None)
-    return {"ti": SimpleNamespace(dag_id="p", task_id=task, map_index=-1), "dag_run": dag_run, "params": params}
+    ti = SimpleNamespace(dag_id="p", task_id=task, map_index=-1, xcom_push=lambda key, value: None)
+    return {"ti": ti, "dag_run": dag_run, "params": params}
 
 
 def flip(row: dict[str, Any]) -> dict[str, Any] | None:

@@ -170,7 +170,7 @@ def http(status: str, body: str = "", *headers: str) -> bytes:
 @contextmanager
 def evil(answer: Callable[..., bytes | None], **options: Any) -> Iterator[tuple[EvilServer, HttpSender]]:
     server = EvilServer(answer)
-    sender = HttpSender(server.address, **{"patience_s": 1.5, "timeout_s": 0.6, **options})
+    sender = HttpSender(server.address, **{"patience_s": 2.5, "timeout_s": 1.5, **options})
     try:
         yield server, sender
     finally:

@@ -72,19 +72,15 @@ class Sieve:
             counts.update(accepted=accepted.num_rows, quarantined=rejected.num_rows)
             reasons.update(count_reasons(rejected))
 
-        def sort(block: pa.Table) -> None:
-            storing.do(partial(put, block, self.decode(block)))
-
-        # decoding, and validating with writing, hold the interpreter's lock for little of their time: each keeps up
-        # with one block while the next is read
-        with Behind() as storing, Behind() as decoding, paused_gc():
+        with Behind() as behind, paused_gc():
             for block in blocks:
                 collect_young()
-                decoding.do(partial(sort, block))
+                decoded = self.decode(block)
+                # validating and writing hold no interpreter lock to speak of: they keep up while the next is read
+                behind.do(partial(put, block, decoded))
                 counts["read"] += block.num_rows
                 report.note(block.num_rows, counts["accepted"], counts["quarantined"])
-            decoding.wait()
-            storing.wait()
+            behind.wait()
         report.end(counts["accepted"], counts["quarantined"])
         return Done(
             tuple(stored),
