@@ -43,8 +43,7 @@ def cut(tables: Iterable[pa.Table], row_count: int = ROWS, byte_count: int = BYT
 
 @contextmanager
 def paused_gc() -> Iterator[None]:
-    """Keep the cycle collector out of a stretch that makes many plain objects and no cycles: it would look at each of
-    them, again and again. Who works for long calls :func:`collect_young` now and then."""
+    """Keep the cycle collector out of a stretch that makes many plain objects and no cycles."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -52,11 +51,6 @@ def paused_gc() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-def collect_young() -> None:
-    """Free the cycles that were made since the last time, without a look at all that has long been there."""
-    gc.collect(1)
 
 
 def _fitting(table: pa.Table, rows_left: int, bytes_left: int) -> tuple[int, int]:

@@ -32,6 +32,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its stubs d
 )
 
 from airflow_ai_provider.core.batch import Slice, Span
+from airflow_ai_provider.core.ingest.block import paused_gc
 from airflow_ai_provider.core.ingest.kafka_config import Told, admin_config, consumer_config
 from airflow_ai_provider.core.ingest.kafka_relay import Relay
 from airflow_ai_provider.core.ingest.kafka_span import cap, demand_kept, demand_reached, demand_same
@@ -206,8 +207,9 @@ class KafkaReader:
         while reached < part.end:
             if part.end - reached <= _AHEAD:
                 relay.begin()
-            messages, ended = self._sort_out(consumer.consume(min(_COUNT, part.end - reached), 0.2), part, reached)
-            table = table_of(self._topic, identity, messages) if messages else None
+            with paused_gc():
+                messages, ended = self._sort_out(consumer.consume(min(_COUNT, part.end - reached), 0.2), part, reached)
+                table = table_of(self._topic, identity, messages) if messages else None
             if table is not None:
                 yield table
             now_at = part.end if ended else self._position(consumer, part, messages, reached)

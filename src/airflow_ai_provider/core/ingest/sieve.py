@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from airflow_ai_provider.core.batch import ROW_ID
 from airflow_ai_provider.core.ingest.behind import Behind
-from airflow_ai_provider.core.ingest.block import collect_young, paused_gc
+from airflow_ai_provider.core.ingest.block import paused_gc
 from airflow_ai_provider.core.ingest.contract import FAULT, PAYLOAD, REASONS, Validator, merge_texts
 from airflow_ai_provider.core.ingest.decode import Decoded, RowDecoder, quarantine
 from airflow_ai_provider.core.ingest.landing import count_reasons
@@ -72,9 +72,8 @@ class Sieve:
             counts.update(accepted=accepted.num_rows, quarantined=rejected.num_rows)
             reasons.update(count_reasons(rejected))
 
-        with Behind() as behind, paused_gc():
+        with Behind() as behind:
             for block in blocks:
-                collect_young()
                 decoded = self.decode(block)
                 # validating and writing hold no interpreter lock to speak of: they keep up while the next is read
                 behind.do(partial(put, block, decoded))
@@ -93,8 +92,9 @@ class Sieve:
 
     def decode(self, block: pa.Table) -> Decoded:
         """Decode one block; blocks are decoded in their order."""
-        # a batch rule may still send accepted rows to quarantine, with their bytes
-        return self._decoder.decode(block, with_payload=self._rejects)
+        with paused_gc():
+            # a batch rule may still send accepted rows to quarantine, with their bytes
+            return self._decoder.decode(block, with_payload=self._rejects)
 
     def validate(self, block: pa.Table, decoded: Decoded) -> tuple[pa.Table, pa.Table]:
         """Validate a decoded block; may run on another thread than :meth:`decode`, while that is at the next block.
