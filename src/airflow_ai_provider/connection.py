@@ -35,3 +35,10 @@ def home() -> str:
     """Return the folder of the embedded defaults, ``$AIRFLOW_HOME/ai_provider``."""
     # Airflow's own rule: no setting says where its home is, and the dags folder may be a read-only checkout elsewhere.
     return str(Path(os.environ.get("AIRFLOW_HOME") or "~/airflow").expanduser() / "ai_provider")
+
+
+def model_cache() -> str:
+    """Return where this machine keeps model files, by digest: what is configured, else below :func:`home`."""
+    from airflow.sdk.configuration import conf
+
+    return conf.get("ai_provider", "model_cache_folder", fallback="") or f"{home()}/models"

@@ -41,30 +41,34 @@ RUN = {
 def ray_cluster() -> Iterator[str]:
     import ray
 
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        _node_ip_address="127.0.0.1",
-        object_store_memory=100 << 20,
-        log_to_driver=False,
-    )
-    yield "ray"
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+            object_store_memory=100 << 20,
+            log_to_driver=False,
+        )
+        yield "ray"
+        ray.shutdown()
 
 
 @pytest.fixture(scope="module")
 def spark_session() -> Iterator[str]:
     from pyspark.sql import SparkSession
 
-    os.environ["PYSPARK_PYTHON"] = sys.executable
-    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
-    builder = SparkSession.builder.master("local[2,3]").config("spark.driver.host", "127.0.0.1")
-    spark = builder.config("spark.ui.enabled", "false").getOrCreate()
-    spark.sparkContext.setLogLevel("OFF")
-    yield "spark"
-    spark.stop()
+    with (
+        pytest.MonkeyPatch.context() as patch
+    ):  # left behind, it would lead other servers' Pythons to this one's library
+        patch.setenv("PYSPARK_PYTHON", sys.executable)
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        builder = SparkSession.builder.master("local[2,3]").config("spark.driver.host", "127.0.0.1")
+        spark = builder.config("spark.ui.enabled", "false").getOrCreate()
+        spark.sparkContext.setLogLevel("OFF")
+        yield "spark"
+        spark.stop()
 
 
 @pytest.fixture

@@ -22,6 +22,9 @@ from tests.servers.process import Server, ServerFailedError, ServerProcess, free
 
 _TOOL = Path(__file__).resolve().parents[2] / "tools" / "model_server_env.sh"
 
+# What leads this process's Python to its libraries would mislead a server that runs on another one.
+_OWN_PYTHON = {"PYTHONPATH": "", "PYTHONHOME": ""}
+
 # Two models: numbers as one matrix, and a frame with a text among its columns.
 _TRAIN = """
 import json, sys
@@ -89,7 +92,7 @@ class MlServer(Server):
         _answer([str(env / "bin" / "python"), "-c", _TRAIN], folder)
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        settings = {
+        settings = _OWN_PYTHON | {
             "MLSERVER_HOST": "127.0.0.1",
             "MLSERVER_HTTP_PORT": str(port),
             "MLSERVER_GRPC_PORT": str(free_port()),
@@ -119,7 +122,7 @@ class TritonServer(Server):
                 ready=lambda log: all(ready(log) for ready in both),
                 deadline_s=120,
                 # Triton's Python backend links to the library of the interpreter that its environment was made with
-                env={"LD_LIBRARY_PATH": _library_folder(env), "TMPDIR": str(folder)},
+                env=_OWN_PYTHON | {"LD_LIBRARY_PATH": _library_folder(env), "TMPDIR": str(folder)},
             ),
         )
 
@@ -188,7 +191,9 @@ def _when_ok(url: str) -> Callable[[str], bool]:
 def _answer(command: list[str], folder: Path) -> str:
     if shutil.which(command[0]) is None:
         raise ServerFailedError(f"{command[0]} is not installed")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, cwd=folder)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=600, check=False, cwd=folder, env=os.environ | _OWN_PYTHON
+    )
     if done.returncode != 0:
         raise ServerFailedError(f"{' '.join(command)[:200]} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
     return done.stdout

@@ -275,11 +275,11 @@ def this_worker() -> Worker:
 
     from airflow.sdk.configuration import conf
 
-    from airflow_ai_provider.connection import home
+    from airflow_ai_provider.connection import model_cache
     from airflow_ai_provider.core.infer.worker import Worker
 
     return Worker(
-        cache_dir=conf.get("ai_provider", "model_cache_folder", fallback="") or f"{home()}/models",
+        cache_dir=model_cache(),
         cache_gb=conf.getfloat("ai_provider", "model_cache_gb", fallback=20.0),
         lease_dir=conf.get("ai_provider", "gpu_lock_folder", fallback="")
         or f"{tempfile.gettempdir()}/airflow_ai_provider_gpus",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
+from airflow_ai_provider.connection import model_cache
 from airflow_ai_provider.core.batch import Pin
 from airflow_ai_provider.core.infer.compare import Gate
 from airflow_ai_provider.retry import RETRY_POLICY
@@ -77,7 +78,7 @@ class QuantizeModelOperator(BaseOperator):
             gate=_gate(self.gate) or Gate(min_agreement=0.99),
             pipeline=run_of(context).pipeline,
         )
-        return resolve_pin(f"{pin.name}/{version}", uri, _cache_dir()).to_dict()
+        return resolve_pin(f"{pin.name}/{version}", uri, model_cache()).to_dict()
 
 
 class PromoteModelOperator(BaseOperator):
@@ -154,13 +155,7 @@ def _gate(gate: Gate | Mapping[str, Any] | None) -> Any:
     return Gate.from_dict(gate) if isinstance(gate, Mapping) else gate
 
 
-def _cache_dir() -> str:
-    from airflow_ai_provider.connection import home
-
-    return f"{home()}/models"
-
-
 def _fetch(pin: Pin, uri: str) -> Path:
     from airflow_ai_provider.core.infer.cache import fetch
 
-    return fetch(pin, _cache_dir(), uri)
+    return fetch(pin, model_cache(), uri)

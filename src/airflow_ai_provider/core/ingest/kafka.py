@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import datetime
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import pyarrow as pa
 from confluent_kafka import (
@@ -40,6 +40,7 @@ from airflow_ai_provider.core.ingest.kafka_table import table_of
 from airflow_ai_provider.errors import AiProviderError, SourceError, SourceUnavailableError
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _GONE = {
     KafkaError.UNKNOWN_TOPIC_OR_PART,
@@ -107,7 +108,7 @@ class KafkaReader:
         :raises SourceUnavailableError: when the broker does not answer in time; a retry may help.
         """
         if self._identity is None:
-            self._identity = self._ask_identity()
+            self._identity = self._ask_identity(self._deadline_s)
         return self._identity
 
     def plan(
@@ -129,7 +130,7 @@ class KafkaReader:
         identity, partitions = self.identity(), sorted(self._metadata().topics[self._topic].partitions)
         low = self._offsets(partitions, _EARLIEST)
         stable = self._offsets(partitions, _LATEST)
-        high = self._offsets(partitions, _LATEST, IsolationLevel.READ_UNCOMMITTED)
+        high = self._offsets(partitions, _LATEST, is_stable=False)
         if window is None:
             first = {p: position.get(str(p), low[p]) for p in partitions}
             end = stable
@@ -162,14 +163,14 @@ class KafkaReader:
         slices = sorted(span.slices, key=lambda s: int(s.partition))
         with Relay(slices, self._fetch) as relay:
             relay.begin()  # connects while the broker is asked
-            demand_same(self._topic, self._bootstrap, span.identity, self._ask_identity())
+            demand_same(self._topic, self._bootstrap, span.identity, self._ask_identity(self._stall_s))
             first = {int(s.partition): s.first for s in slices}
             demand_kept(self._topic, self._bootstrap, self._offsets(list(first), _EARLIEST), first)
             for part in slices:
                 yield from self._read_partition(relay, part, span.identity)
         # no second look at the first offsets: what is deleted before we come to it, the client reports
         # (auto.offset.reset=error), and what is deleted behind us is no loss
-        demand_same(self._topic, self._bootstrap, span.identity, self._ask_identity())
+        demand_same(self._topic, self._bootstrap, span.identity, self._ask_identity(self._stall_s))
 
     def commit(self, span: Span) -> None:
         """Publish the span's ends as the group's offsets, forwards only; a failure is a warning, never an error."""
@@ -291,45 +292,49 @@ class KafkaReader:
                 raise
         return cast(ClusterMetadata, consumer.list_topics(self._topic, timeout=self._deadline_s - first_s))
 
-    def _ask_identity(self) -> str:
+    def _ask_identity(self, patience_s: float) -> str:
         if str(self._metadata().cluster_id).startswith("mock"):
             return ""  # librdkafka's in-process cluster never answers the question below
-        asked = TopicCollection([self._topic])
-        try:
-            request = self._admin().describe_topics(asked, request_timeout=self._deadline_s)
-            found = str(request[self._topic].result(self._deadline_s + 1).topic_id)
-        except KafkaException as error:
-            if error.args[0].code() in (KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION):
-                return ""
-            raise self._down(f"asking for the id of topic {self._topic}", error.args[0]) from error
+
+        def ask(left_s: float) -> str:
+            # the controller is asked, which for seconds after a broker's death may be said to be the dead one
+            timeout_s = min(left_s, 4.0)
+            answers = self._admin().describe_topics(TopicCollection([self._topic]), request_timeout=timeout_s)
+            try:
+                return str(answers[self._topic].result(timeout_s + 1).topic_id)
+            except KafkaException as error:
+                if error.args[0].code() in (KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION):
+                    return _NO_TOPIC_ID
+                raise
+
+        found = self._insist(f"asking for the id of topic {self._topic}", ask, patience_s)
         return "" if found == _NO_TOPIC_ID else found
 
-    def _offsets(
-        self,
-        partitions: Sequence[int],
-        spec: OffsetSpec,
-        isolation: IsolationLevel = IsolationLevel.READ_COMMITTED,
-    ) -> dict[int, int]:
+    def _offsets(self, partitions: Sequence[int], spec: OffsetSpec, *, is_stable: bool = True) -> dict[int, int]:
         """Ask for an offset of each topic partition; an answer below 0 is no answer (a stopped broker gives -1001)."""
         asked = {TopicPartition(self._topic, p): spec for p in partitions}
-        deadline = self._clock() + self._deadline_s
-        while asked:
+        isolation = IsolationLevel.READ_COMMITTED if is_stable else IsolationLevel.READ_UNCOMMITTED
+
+        def ask(left_s: float) -> dict[int, int]:
+            answers = self._admin().list_offsets(asked, isolation_level=isolation, request_timeout=left_s)
+            found = {tp.partition: int(answer.result().offset) for tp, answer in answers.items()}
+            if any(offset < 0 for offset in found.values()):
+                raise KafkaException(f"it answered {found}")
+            return found
+
+        return self._insist(f"asking for offsets of {self._topic}", ask, self._deadline_s) if asked else {}
+
+    def _insist(self, what: str, ask: Callable[[float], T], patience_s: float) -> T:
+        """Ask until answered, by a new client each time: after a restart an old one keeps a fenced epoch for ever."""
+        deadline = self._clock() + patience_s
+        while True:
             try:
-                answers = self._admin().list_offsets(
-                    asked, isolation_level=isolation, request_timeout=max(deadline - self._clock(), 0.1)
-                )
-                found = {tp.partition: int(answer.result().offset) for tp, answer in answers.items()}
-                if all(offset >= 0 for offset in found.values()):
-                    return found
-                fault: object = f"it answered {found}"
+                return ask(max(deadline - self._clock(), 0.1))
             except KafkaException as error:
-                fault = error.args[0]
-            if self._clock() + 0.5 > deadline:
-                raise self._down(f"asking for offsets of {self._topic}", fault)
-            # after a broker's restart an older client asks with a fenced leader epoch, for ever
+                if self._clock() + 0.5 > deadline or self._told.is_refused:
+                    raise self._down(what, error.args[0]) from error
             self._admin_client = None
             time.sleep(0.5)
-        return {}
 
     def _at_time(self, partitions: Sequence[int], moment: datetime, stable: Mapping[int, int]) -> dict[int, int]:
         ms = int(moment.timestamp() * 1000)
