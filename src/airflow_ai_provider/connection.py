@@ -1,8 +1,9 @@
-"""Look an Airflow connection up, and say what to do when it is not there."""
+"""Look an Airflow connection up, read address and login from it, and say what to do when it is not there."""
 
 from __future__ import annotations
 
 import os
+from base64 import b64encode
 from pathlib import Path
 
 from airflow.sdk import BaseHook, Connection
@@ -29,6 +30,37 @@ def find_connection(conn_id: str, conn_type: str, *, default: str = "") -> Conne
             f"airflow connections add {conn_id} --conn-type {conn_type} …",
             conn_id=conn_id,
         ) from error
+
+
+def demand_host(connection: Connection | None, conn_id: str, whose: str) -> Connection:
+    """Return a connection that names a host.
+
+    :param conn_id: the connection asked for.
+    :param whose: what the host is, with an example, for the message.
+    :raises ConnectionConfigError: when it names none; a retry does not help.
+    """
+    if connection is None or not connection.host:
+        raise ConnectionConfigError(f"connection {conn_id!r} names no host. Set host to {whose}.", conn_id=conn_id)
+    return connection
+
+
+def address_of(connection: Connection, login: str = "") -> str:
+    """Return the URL of a connection: scheme before the host, else in *schema*, else http; a path may follow the host.
+
+    :param login: put before the host, with its ``@``.
+    """
+    scheme, _, place = str(connection.host).rpartition("://")
+    host, slash, path = place.partition("/")
+    port = f":{connection.port}" if connection.port else ""
+    return f"{scheme or connection.schema or 'http'}://{login}{host}{port}{slash}{path}"
+
+
+def authorization_of(connection: Connection) -> dict[str, str]:
+    """Return the HTTP header of a connection's secret: basic for login and password, bearer for a password alone."""
+    if connection.login:
+        token = b64encode(f"{connection.login}:{connection.password or ''}".encode()).decode()
+        return {"Authorization": f"Basic {token}"}
+    return {"Authorization": f"Bearer {connection.password}"} if connection.password else {}
 
 
 def home() -> str:

@@ -20,15 +20,15 @@ from airflow_ai_provider.core.ledger_sql import open_ledger
 from airflow_ai_provider.errors import ConnectionConfigError, ModelPinError, SpecError
 from airflow_ai_provider.hooks.mlflow import MlflowRegistryHook
 from airflow_ai_provider.operators.infer import ModelVersionLink
-from airflow_ai_provider.testing import MemoryModels
+from airflow_ai_provider.testing import MemoryRegistry
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
 
 @pytest.fixture
-def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MemoryModels:
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MemoryRegistry:
     """A registry in memory behind the connection, and a ledger of this test's own."""
-    registry = MemoryModels()
+    registry = MemoryRegistry()
     registry.register("triage")
     registry.register("triage")
     registry.point("triage", "champion", "1")
@@ -59,7 +59,7 @@ def run(run_id: str, at: datetime | None = NOON, run_type: str = "scheduled", **
     return Pin.from_dict(task.execute({"ti": ti, "dag_run": dag_run, "params": {}})), handed
 
 
-def test_a_backfill_takes_what_the_window_used_and_other_runs_what_is_current(models: MemoryModels) -> None:
+def test_a_backfill_takes_what_the_window_used_and_other_runs_what_is_current(models: MemoryRegistry) -> None:
     assert run("r1")[0].version == "1"
     models.point("triage", "champion", "2")
     assert run("r1")[0].version == "1", "cleared"
@@ -70,7 +70,7 @@ def test_a_backfill_takes_what_the_window_used_and_other_runs_what_is_current(mo
     assert run("by event", None, "asset_triggered")[0].version == "2"
 
 
-def test_the_policy_may_come_from_the_trigger_form(models: MemoryModels) -> None:
+def test_the_policy_may_come_from_the_trigger_form(models: MemoryRegistry) -> None:
     assert {"model", "model_policy"} <= set(PinModelOperator.template_fields)
     run("r1")
     models.point("triage", "champion", "2")
@@ -81,7 +81,7 @@ def test_the_policy_may_come_from_the_trigger_form(models: MemoryModels) -> None
         run("r4", model_policy="newest")
 
 
-def test_the_ledger_says_for_which_window_and_why(models: MemoryModels, tmp_path: Path) -> None:
+def test_the_ledger_says_for_which_window_and_why(models: MemoryRegistry, tmp_path: Path) -> None:
     run("r1")
     (told,) = open_ledger(f"sqlite:///{tmp_path}/ledger.db").pin_history("triage")
     assert (told["window_start"], told["window_end"], told["policy"]) == (
@@ -94,7 +94,7 @@ def test_the_ledger_says_for_which_window_and_why(models: MemoryModels, tmp_path
 # --- the link ---
 
 
-def test_the_link_opens_the_version_in_mlflow(models: MemoryModels) -> None:
+def test_the_link_opens_the_version_in_mlflow(models: MemoryRegistry) -> None:
     link = "http://mlflow/#/models/triage/versions/1"
     assert run("r1")[1] == {ModelVersionLink.key: link}
 
@@ -157,7 +157,7 @@ def test_the_key_is_a_file_or_its_text_and_the_tasks_own_goes_first(
         trust(monkeypatch, {"signed_by": str(tmp_path / "absent.pem")})
 
 
-def test_a_key_file_is_looked_for_beside_the_dag(models: MemoryModels) -> None:
+def test_a_key_file_is_looked_for_beside_the_dag(models: MemoryRegistry) -> None:
     with pytest.raises(SpecError, match="file 'team.pem' not found.*/keys/team.pem"):
         run("r1", signed_by="team.pem")
 

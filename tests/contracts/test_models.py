@@ -13,7 +13,7 @@ import pytest
 
 from airflow_ai_provider.core.infer.choose import Asked, Registry, choose
 from airflow_ai_provider.errors import ModelPinError
-from airflow_ai_provider.testing import MemoryLedger, MemoryModels
+from airflow_ai_provider.testing import MemoryLedger, MemoryRegistry
 from tests.core.infer.dense import register_dense
 
 NOW = datetime.now(UTC)
@@ -29,7 +29,7 @@ class Case:
 
 
 def memory(_: pytest.FixtureRequest, __: Path) -> Case:
-    models, name = MemoryModels(), "triage"
+    models, name = MemoryRegistry(), "triage"
     for _version in (1, 2):
         models.register(name)
     return Case(models, name, lambda alias, version: models.point(name, alias, version))

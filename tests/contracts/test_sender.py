@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -294,7 +295,8 @@ def test_secrets_are_nowhere(caplog: pytest.LogCaptureFixture) -> None:
     def echo(first: str, head: dict[str, str], *_: Any) -> bytes:
         return http("422 X", f"you sent {head}")
 
-    secrets = {"auth": ("ada", "hunter2-long"), "headers": {"X-Api-Key": "topsecret-9", "Y": "Bearer abcdefgh"}}
+    login = "Basic " + b64encode(b"ada:hunter2-long").decode()
+    secrets = {"headers": {"Authorization": login, "X-Api-Key": "topsecret-9", "Y": "Bearer abcdefgh"}}
     with evil(echo, **secrets) as (server, sender):
         answer = sender.send([ask("k")])[0]
         sent = server.heads[0]

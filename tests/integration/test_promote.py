@@ -19,7 +19,7 @@ from mlflow.types import ColSpec, Schema
 from airflow_ai_provider import Gate, PromoteModelOperator, QuantizeModelOperator
 from airflow_ai_provider.core.batch import ROW_ID
 from airflow_ai_provider.core.infer.pin import resolve_pin
-from airflow_ai_provider.core.infer.registry import ModelRegistry
+from airflow_ai_provider.core.infer.registry import RegistryWriter
 from airflow_ai_provider.core.infer.trial import Aliases, Versions
 from airflow_ai_provider.core.store import Store
 from airflow_ai_provider.errors import GateFailedError
@@ -131,7 +131,7 @@ def test_a_challenger_that_does_not_pass_moves_nothing_and_says_the_figures(worl
 @pytest.mark.parametrize("kind", ["real", "memory"])
 def test_a_registry_finds_what_it_registered_by_all_its_tags(kind: str, world: Any, tmp_path: Path) -> None:
     name = NAME
-    registry: Any = ModelRegistry(world.uri) if kind == "real" else MemoryRegistry({name: {"champion": "1"}})
+    registry: Any = RegistryWriter(world.uri) if kind == "real" else MemoryRegistry({name: {"champion": "1"}})
     holds_aliases: Aliases = registry
     holds_versions: Versions = registry
     source = resolve_pin(f"{name}/2", world.uri, tmp_path / "models")

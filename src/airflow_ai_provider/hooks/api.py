@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook
 
-from airflow_ai_provider.connection import find_connection
-from airflow_ai_provider.errors import ConnectionConfigError
+from airflow_ai_provider.connection import address_of, authorization_of, demand_host, find_connection
 
 if TYPE_CHECKING:
     from airflow_ai_provider.core.act.http import HttpSender
@@ -41,22 +40,12 @@ class ApiHook(BaseHook):
         from airflow_ai_provider.core.act.http import HttpSender
 
         connection = find_connection(self.ai_api_conn_id, self.conn_type)
-        if connection is None or not connection.host:
-            raise ConnectionConfigError(
-                f"connection {self.ai_api_conn_id!r} names no host. Set host to the API's address (http://tickets:8000).",
-                conn_id=self.ai_api_conn_id,
-            )
-        scheme, _, host = connection.host.rpartition("://")
-        port = f":{connection.port}" if connection.port else ""
+        connection = demand_host(connection, self.ai_api_conn_id, "the API's address (http://tickets:8000)")
         extra = connection.extra_dejson
-        headers = {str(k): str(v) for k, v in (extra.get("headers") or {}).items()}
-        auth = (connection.login, connection.password or "") if connection.login else None
-        if connection.password and not connection.login:
-            headers["Authorization"] = f"Bearer {connection.password}"
+        headers = {str(name): str(value) for name, value in (extra.get("headers") or {}).items()}
         return HttpSender(
-            f"{scheme or connection.schema or 'http'}://{host}{port}",
-            headers=headers,
-            auth=auth,
+            address_of(connection),
+            headers=headers | authorization_of(connection),
             timeout_s=float(extra.get("timeout_s") or 30),
             patience_s=float(extra.get("patience_s") or 60),
             in_flight=int(extra.get("in_flight") or 64),

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from airflow.sdk import BaseHook
 
-from airflow_ai_provider.connection import find_connection
+from airflow_ai_provider.connection import address_of, find_connection
 from airflow_ai_provider.errors import ConnectionConfigError
 
 if TYPE_CHECKING:
@@ -53,14 +53,8 @@ class MlflowRegistryHook(BaseHook):
                 "or extra 'tracking_uri' (sqlite:////data/mlflow.db).",
                 conn_id=self.mlflow_conn_id,
             )
-        scheme, _, host = connection.host.rpartition("://")
-        login = (
-            f"{quote(connection.login, safe='')}:{quote(connection.password or '', safe='')}@"
-            if connection.login
-            else ""
-        )
-        port = f":{connection.port}" if connection.port else ""
-        return f"{scheme or connection.schema or 'http'}://{login}{host}{port}"
+        login, password = (quote(text or "", safe="") for text in (connection.login, connection.password))
+        return address_of(connection, f"{login}:{password}@" if login else "")
 
     def get_registry(
         self, cache_dir: str, allow_pickle: Sequence[str] = (), served: bool = False, signed_by: str | None = None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook
 
-from airflow_ai_provider.connection import find_connection
+from airflow_ai_provider.connection import address_of, authorization_of, demand_host, find_connection
 from airflow_ai_provider.errors import ConnectionConfigError, SpecError
 
 if TYPE_CHECKING:
@@ -58,28 +58,17 @@ class ModelServerHook(BaseHook):
             return False, str(error)
 
     def _read(self) -> tuple[RemoteEndpoint, dict[str, str]]:
-        from base64 import b64encode
-
         from airflow_ai_provider.core.infer.remote.endpoint import RemoteEndpoint
 
-        connection = find_connection(self.ai_model_server_conn_id, self.conn_type)
-        if connection is None or not connection.host:
-            raise ConnectionConfigError(
-                f"connection {self.ai_model_server_conn_id!r} names no host. Set host to the model server's address "
-                "(http://triton:8000).",
-                conn_id=self.ai_model_server_conn_id,
-            )
-        scheme, _, host = connection.host.rpartition("://")
-        place, slash, path = host.partition("/")
-        port = f":{connection.port}" if connection.port else ""
+        connection = demand_host(
+            find_connection(self.ai_model_server_conn_id, self.conn_type),
+            self.ai_model_server_conn_id,
+            "the model server's address (http://triton:8000)",
+        )
         extra = dict(connection.extra_dejson)
         headers = {str(name): str(value) for name, value in (extra.pop("headers", None) or {}).items()}
-        if connection.login:
-            login = b64encode(f"{connection.login}:{connection.password or ''}".encode()).decode()
-            headers["Authorization"] = f"Basic {login}"
-        elif connection.password:
-            headers["Authorization"] = f"Bearer {connection.password}"
-        url = f"{scheme or connection.schema or 'http'}://{place}{port}{slash}{path}"
+        headers |= authorization_of(connection)
+        url = address_of(connection)
         try:
             return RemoteEndpoint.from_dict({"protocol": "oip", **_given(extra), "url": url}), headers
         except SpecError as error:

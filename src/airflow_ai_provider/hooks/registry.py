@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook
 
-from airflow_ai_provider.connection import find_connection
-from airflow_ai_provider.errors import ConnectionConfigError
+from airflow_ai_provider.connection import address_of, authorization_of, demand_host, find_connection
 
 if TYPE_CHECKING:
     from airflow_ai_provider.core.ingest.encoded.registry import SchemaRegistry
@@ -40,21 +39,14 @@ class SchemaRegistryHook(BaseHook):
         """
         from airflow_ai_provider.core.ingest.encoded.registry import SchemaRegistry
 
-        connection = find_connection(self.schema_registry_conn_id, self.conn_type)
-        if connection is None or not connection.host:
-            raise ConnectionConfigError(
-                f"connection {self.schema_registry_conn_id!r} names no host. Set host to the registry's address "
-                "(http://registry:8081, or http://apicurio:8080/apis/ccompat/v7).",
-                conn_id=self.schema_registry_conn_id,
-            )
-        scheme, _, place = connection.host.rpartition("://")
-        host, slash, path = place.partition("/")
-        port = f":{connection.port}" if connection.port else ""
-        login, password = connection.login, connection.password or ""
+        connection = demand_host(
+            find_connection(self.schema_registry_conn_id, self.conn_type),
+            self.schema_registry_conn_id,
+            "the registry's address (http://registry:8081, or http://apicurio:8080/apis/ccompat/v7)",
+        )
         return SchemaRegistry(
-            f"{scheme or connection.schema or 'http'}://{host}{port}{slash}{path}",
-            auth=(login, password) if login else None,
-            headers={"Authorization": f"Bearer {password}"} if password and not login else None,
+            address_of(connection),
+            headers=authorization_of(connection),
             subject=subject,
             timeout_s=float(connection.extra_dejson.get("timeout_s") or 10),
         )

@@ -62,7 +62,7 @@ class QuantizeModelOperator(BaseOperator):
         """Quantise, compare, register."""
         from airflow_ai_provider.core.batch import BatchRef
         from airflow_ai_provider.core.infer.pin import resolve_pin
-        from airflow_ai_provider.core.infer.registry import ModelRegistry
+        from airflow_ai_provider.core.infer.registry import RegistryWriter
         from airflow_ai_provider.core.infer.trial import quantized_version
         from airflow_ai_provider.hooks.mlflow import MlflowRegistryHook
         from airflow_ai_provider.hooks.store import StoreHook
@@ -73,7 +73,7 @@ class QuantizeModelOperator(BaseOperator):
             _fetch(pin, uri),
             BatchRef.from_dict(self.batch),
             StoreHook(self.store_conn_id).get_store(),
-            ModelRegistry(uri),
+            RegistryWriter(uri),
             method=self.method,
             gate=_gate(self.gate) or Gate(min_agreement=0.99),
             pipeline=run_of(context).pipeline,
@@ -130,7 +130,7 @@ class PromoteModelOperator(BaseOperator):
     def execute(self, context: Any) -> dict[str, Any]:
         """Compare, then move the alias."""
         from airflow_ai_provider.core.batch import BatchRef
-        from airflow_ai_provider.core.infer.registry import ModelRegistry
+        from airflow_ai_provider.core.infer.registry import RegistryWriter
         from airflow_ai_provider.core.infer.trial import promote
         from airflow_ai_provider.hooks.ledger import LedgerHook
         from airflow_ai_provider.hooks.mlflow import MlflowRegistryHook
@@ -145,7 +145,7 @@ class PromoteModelOperator(BaseOperator):
             device=self.device,
             store=StoreHook(self.store_conn_id).get_store(),
             ledger=LedgerHook(self.ledger_conn_id).get_ledger(),
-            registry=ModelRegistry(uri),
+            registry=RegistryWriter(uri),
             pipeline=run.pipeline,
             run_id=run.run_id,
         )

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 _FAKES = {
     "ArithmeticEngine": "engine",
     "MemoryLedger": "ledger",
-    "MemoryModels": "model_registry",
-    "MemoryRegistry": "models",
+    "MemoryRegistry": "model_registry",
     "MemorySource": "source",
     "RuleValidator": "source",
     "ScriptedSender": "sender",
@@ -25,8 +24,7 @@ __all__ = [  # noqa: PLE0604 - the names are those of _FAKES, each resolved by _
 if TYPE_CHECKING:
     from airflow_ai_provider.testing.engine import ArithmeticEngine as ArithmeticEngine
     from airflow_ai_provider.testing.ledger import MemoryLedger as MemoryLedger
-    from airflow_ai_provider.testing.model_registry import MemoryModels as MemoryModels
-    from airflow_ai_provider.testing.models import MemoryRegistry as MemoryRegistry
+    from airflow_ai_provider.testing.model_registry import MemoryRegistry as MemoryRegistry
     from airflow_ai_provider.testing.sender import ScriptedSender as ScriptedSender
     from airflow_ai_provider.testing.source import MemorySource as MemorySource
     from airflow_ai_provider.testing.source import RuleValidator as RuleValidator

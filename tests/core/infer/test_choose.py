@@ -10,7 +10,7 @@ import pytest
 from airflow_ai_provider.core.infer.choose import Asked, choose, parse_model, read_policies, version_at
 from airflow_ai_provider.core.ledger import Sighting
 from airflow_ai_provider.errors import ModelPinError, RegistryUnavailableError, SpecError
-from airflow_ai_provider.testing import MemoryLedger, MemoryModels
+from airflow_ai_provider.testing import MemoryLedger, MemoryRegistry
 
 DAY = datetime(2026, 11, 1, tzinfo=UTC)
 
@@ -24,7 +24,7 @@ class World:
 
     def __init__(self) -> None:
         self.at = DAY
-        self.models, self.ledger = MemoryModels(lambda: self.at), MemoryLedger(lambda: self.at)
+        self.models, self.ledger = MemoryRegistry(lambda: self.at), MemoryLedger(lambda: self.at)
         for _ in range(3):
             self.models.register("triage")
         self.models.point("triage", "champion", "1")

@@ -8,11 +8,12 @@ patience is over; redirects are not followed; no credential is in a log, an erro
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import threading
 import time
-from base64 import b64encode
+from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -41,7 +42,6 @@ class HttpSender:
 
     :param address: ``http://host:port``, with a path before every endpoint if need be.
     :param headers: sent with every request; their values are never shown.
-    :param auth: login and password for basic authentication.
     :param timeout_s: seconds one request may take from start to the last byte; then its outcome is unknown.
     :param connect_timeout_s: seconds to reach the host; then surely nothing was sent.
     :param patience_s: seconds in which a request that was not taken is tried again, with growing pauses.
@@ -53,7 +53,6 @@ class HttpSender:
         address: str,
         *,
         headers: Mapping[str, str] | None = None,
-        auth: tuple[str, str] | None = None,
         timeout_s: float = 30.0,
         connect_timeout_s: float = 10.0,
         patience_s: float = 60.0,
@@ -61,14 +60,10 @@ class HttpSender:
     ) -> None:
         self._url = _check_address(address)
         self._headers = {"Accept": "application/json", **dict(headers or {})}
-        if auth:
-            self._headers["Authorization"] = "Basic " + b64encode(f"{auth[0]}:{auth[1]}".encode()).decode()
         if any(c in f"{k}{v}" for k, v in self._headers.items() for c in "\r\n\0"):
             raise ConnectionConfigError("a header of the API connection holds a line break. Correct its extras.")
-        given = {**dict(headers or {}), "Authorization": self._headers.get("Authorization", "")}
-        texts = [auth[1] if auth else "", *given.values(), *(v.rpartition(" ")[2] for v in given.values())]
         # Longest first, so that no tail of a long secret is left when a shorter one is part of it.
-        self._secrets = sorted({t for t in texts if len(t) >= 4}, key=len, reverse=True)
+        self._secrets = sorted({t for v in (headers or {}).values() for t in _secrets_in(v)}, key=len, reverse=True)
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=connect_timeout_s)
         self._patience_s, self._in_flight = patience_s, in_flight
         self._lock = threading.Lock()
@@ -335,6 +330,16 @@ def _retry_after(value: str | None) -> float | None:
         except (ValueError, TypeError):
             return None
     return None if math.isnan(seconds) else max(0.05, seconds)
+
+
+def _secrets_in(value: str) -> set[str]:
+    """What of a header's value must not be shown: the value, what follows its scheme, a basic login's password."""
+    scheme, _, token = value.rpartition(" ")
+    texts = {value, token}
+    if scheme.lower() == "basic":
+        with contextlib.suppress(ValueError):
+            texts.add(b64decode(token).decode(errors="replace").partition(":")[2])
+    return {text for text in texts if len(text) >= 4}
 
 
 def _check_address(address: str) -> URL:

@@ -19,7 +19,7 @@ from mlflow.models import Model
 from airflow_ai_provider.core.batch import Pin
 
 
-class ModelRegistry:
+class RegistryWriter:
     """Register versions and move aliases.
 
     Every method raises RegistryUnavailableError when the registry does not answer; a retry may help.
@@ -37,8 +37,9 @@ class ModelRegistry:
 
     def aliases(self, name: str) -> dict[str, str]:
         """Return alias → version of a registered model."""
-        with self._asking() as client:
-            return {str(alias): str(version) for alias, version in client.get_registered_model(name).aliases.items()}
+        from airflow_ai_provider.core.infer.pin import MlflowRegistry
+
+        return MlflowRegistry(self._uri, "").aliases(name)
 
     def set_alias(self, name: str, alias: str, version: str) -> None:
         """Let an alias point to a version."""

@@ -7,7 +7,6 @@ redirect is followed) and into no message; "not there" is an answer of the regis
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import http.client
 import json
@@ -71,8 +70,7 @@ class SchemaRegistry:
     """Read schemas from a registry, each once.
 
     :param url: of the API (``https://registry:8081``, ``http://apicurio:8080/apis/ccompat/v7``), without credentials.
-    :param auth: login and password for basic authentication.
-    :param headers: sent with every request (a bearer token).
+    :param headers: sent with every request (``Authorization``).
     :param subject: the subject to name a schema by when it is registered under several (``topic-value``).
     :param timeout_s: seconds that one look-up may take, retries included.
     :raises ConnectionConfigError: when the URL cannot be one; a retry does not help.
@@ -82,7 +80,6 @@ class SchemaRegistry:
         self,
         url: str,
         *,
-        auth: tuple[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
         subject: str = "",
         timeout_s: float = 10,
@@ -98,9 +95,6 @@ class SchemaRegistry:
             )
         self._parts, self._subject, self._timeout_s = parts, subject, timeout_s
         self._headers = {"Accept": "application/vnd.schemaregistry.v1+json, application/json", **(headers or {})}
-        if auth is not None:
-            token = base64.b64encode(f"{auth[0]}:{auth[1]}".encode()).decode()
-            self._headers["Authorization"] = f"Basic {token}"
         self._known: dict[int, RegisteredSchema | None] = {}
 
     def schema(self, schema_id: int) -> RegisteredSchema | None:
