@@ -6,6 +6,7 @@ did to a shared server (kill, pause) is undone before the next test gets it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
-from hypothesis import HealthCheck, settings
 
 from tests.servers.process import Server
 
@@ -28,9 +28,12 @@ if TYPE_CHECKING:
     from tests.servers.registry import SchemaRegistryServer
     from tests.servers.s3 import S3Server
 
-# A machine at work is slow to draw examples: that says nothing about the code.
-settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("shared")
+with contextlib.suppress(ImportError):  # a GPU machine may have the core alone
+    from hypothesis import HealthCheck, settings
+
+    # A machine at work is slow to draw examples: that says nothing about the code.
+    settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("shared")
 
 S = TypeVar("S", bound=Server)
 _servers: list[Server] = []  # those that run now, shared by the session

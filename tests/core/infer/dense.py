@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -30,9 +32,10 @@ def tensor_signature(*shape: int, dtype: str = "float32") -> dict[str, Any]:
 
 
 def fresh_folder(name: str) -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="model-")) / name
-    folder.mkdir()
-    return folder
+    folder = Path(tempfile.mkdtemp(prefix="model-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    (folder / name).mkdir()
+    return folder / name
 
 
 def dense_onnx(widths: list[int], *, softmax: bool = True, seed: int = 0, rows: int | str = "rows") -> bytes:
