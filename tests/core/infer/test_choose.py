@@ -24,7 +24,7 @@ class World:
 
     def __init__(self) -> None:
         self.at = DAY
-        self.models, self.ledger = MemoryRegistry(lambda: self.at), MemoryLedger(lambda: self.at)
+        self.models, self.ledger = MemoryRegistry(now=lambda: self.at), MemoryLedger(lambda: self.at)
         for _ in range(3):
             self.models.register("triage")
         self.models.point("triage", "champion", "1")
