@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from airflow_ai_provider.core.batch import BatchRef, Pin, Slice, Span
-from airflow_ai_provider.core.ledger import TRANSITIONS, Intent, Ledger, Outcome
+from airflow_ai_provider.core.ledger import TRANSITIONS, Intent, Ledger, Outcome, SeenFile
 from airflow_ai_provider.core.ledger_sql import open_ledger
 from airflow_ai_provider.errors import IdempotencyConflictError, LedgerStateError, SpanConflictError
 from airflow_ai_provider.testing.ledger import MemoryLedger
@@ -169,6 +169,17 @@ def test_position_and_files_come_from_the_claims(ledger: Ledger) -> None:
     later = Span("files:in", "", (Slice("a.csv", 0, 9, "sha256:2"),))
     ledger.claim("p", "r4", later, "r4")
     assert ledger.files_taken("p", "files:in") == {"a.csv": "sha256:2", "empty.csv": "sha256:0"}
+
+
+def test_what_files_were_is_kept_by_source_and_path_and_the_last_word_holds(ledger: Ledger) -> None:
+    first, second = SeenFile("csv 4 1", "sha256:1", 4, 1), SeenFile("csv 4 2", "sha256:1", 4, 1)
+    ledger.saw_files("p", "files:in", {"a.csv": first, "b.csv": first})
+    ledger.saw_files("p", "files:in", {"a.csv": second})
+    ledger.saw_files("p", "files:in", {})
+    ledger.saw_files("p", "files:other", {"a.csv": first})
+    assert ledger.files_seen("p", "files:in") == {"a.csv": second, "b.csv": first}
+    assert ledger.files_seen("q", "files:in") == {}
+    assert ledger.files_taken("p", "files:in") == {}, "to have seen a file is not to have taken it"
 
 
 def test_a_released_claim_frees_its_rows_but_a_landed_one_stays(ledger: Ledger) -> None:

@@ -86,6 +86,34 @@ def test_a_file_that_came_since_is_seen_at_once(s3_server: S3Server, bucket: tup
         assert len(again.plan({}, {}, None, None).slices) == number + 1
 
 
+def test_an_object_that_did_not_change_is_not_downloaded_again(
+    s3_server: S3Server, bucket: tuple[str, Any], tcp_proxy: Callable[[str, int], TcpProxy]
+) -> None:
+
+    name, files = bucket
+    files.pipe({f"{name}/in/{n:04d}.jsonl": b'{"a":%d}\n' % n for n in range(40)})
+    store, ledger = Store(f"s3://{name}/store", s3_server.options), MemoryLedger()
+
+    proxy = tcp_proxy("127.0.0.1", s3_server.port)
+    options = {**s3_server.options, "endpoint_url": f"http://{proxy.address}"}
+
+    def downloads(run: str) -> tuple[int, int]:
+        proxy.heard.clear()
+        reader = FileReader(f"s3://{name}/in/*.jsonl", storage_options=options)
+        ref = ingest(reader, AcceptAll(), store, ledger, IngestRun("p", run, run))
+        return ref.counts["read"], sum(piece.startswith(f"GET /{name}/in/".encode()) for piece in proxy.heard)
+
+    assert downloads("1") == (40, 80)
+    assert downloads("2") == (0, 0)
+    files.pipe_file(f"{name}/in/new.jsonl", b"{}\n")
+    assert downloads("3") == (1, 2), "once for its digest, once for its rows"
+    files.pipe_file(f"{name}/in/new.jsonl", b"{}\n")
+    assert downloads("4")[0] == 0, "the same bytes, put there again"
+    files.pipe_file(f"{name}/in/new.jsonl", b"[]\n")
+    with pytest.raises(SourceError, match=r"new\.jsonl .* was taken before with other bytes"):
+        downloads("5")
+
+
 def test_wrong_keys_are_told_at_once_and_never_written(s3_server: S3Server, bucket: tuple[str, Any]) -> None:
     name, files = bucket
     files.pipe_file(f"{name}/in/1.jsonl", b"{}\n")

@@ -29,6 +29,8 @@ class TcpProxy:
         self._delay_s: dict[Direction, float] = {"request": 0.0, "answer": 0.0}
         self._left: dict[Direction, int | None] = {"request": None, "answer": None}
         self._swallowed: set[Direction] = set()
+        self.heard: list[bytes] = []
+        """How each piece that clients sent begins, in order of arrival."""
         self._lock = threading.Lock()
         self._live: set[socket.socket] = set()
         self._listener = self._listen(0)
@@ -107,6 +109,8 @@ class TcpProxy:
         with contextlib.suppress(OSError):  # the other pump or a cut closed the pair
             while piece := source.recv(65536):
                 time.sleep(self._delay_s[direction])
+                if direction == "request":
+                    self.heard.append(piece[:200])
                 if direction in self._swallowed:
                     continue
                 allowed, last = self._allow(len(piece), direction)

@@ -125,6 +125,22 @@ class Sighting:
     last_at: datetime
 
 
+@dataclass(frozen=True)
+class SeenFile:
+    """What a file was when it was read last, so that it need not be read again to know it.
+
+    :param mark: what its file system said of it then; while it says the same, the bytes are the same.
+    :param digest: SHA-256 of its bytes.
+    :param size: how many bytes.
+    :param rows: about how many rows.
+    """
+
+    mark: str
+    digest: str
+    size: int
+    rows: int
+
+
 @runtime_checkable
 class Ledger(Protocol):
     """Durable list of claims, effects, pins, decisions and reviews, shared by all tasks of all runs.
@@ -157,6 +173,12 @@ class Ledger(Protocol):
 
     def files_taken(self, pipeline: str, source: str) -> dict[str, str]:
         """Return path → digest of the files claimed so far (of a path claimed twice, the later digest)."""
+
+    def saw_files(self, pipeline: str, source: str, seen: Mapping[str, SeenFile]) -> None:
+        """Note what files were when they were read, by their paths; a later note of a path replaces the earlier."""
+
+    def files_seen(self, pipeline: str, source: str) -> dict[str, SeenFile]:
+        """Return what :meth:`saw_files` noted of each path. A hint: :meth:`files_taken` says what was taken."""
 
     def release(self, pipeline: str, run_key: str) -> None:
         """Give a claim back unless it has landed."""

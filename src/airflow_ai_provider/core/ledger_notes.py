@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from airflow_ai_provider.core.batch import BatchRef, Pin, Span, canonical_json
-from airflow_ai_provider.core.ledger import Claim, Entry, Intent, Sighting, Window
+from airflow_ai_provider.core.ledger import Claim, Entry, Intent, SeenFile, Sighting, Window
 
 
 class NoteKeeper(ABC):
@@ -54,6 +54,12 @@ class NoteKeeper(ABC):
     def has_lettered(self, pipeline: str, run_id: str, ref: BatchRef, topic: str) -> bool:
         noted = self._notes("letter", pipeline, run_id).get(f"{topic}/{ref.batch_id}")
         return noted is not None and noted["digest"] == ref.digest
+
+    def saw_files(self, pipeline: str, source: str, seen: Mapping[str, SeenFile]) -> None:
+        self._note("file", pipeline, source, {path: vars(file) for path, file in seen.items()})
+
+    def files_seen(self, pipeline: str, source: str) -> dict[str, SeenFile]:
+        return {path: SeenFile(**noted) for path, noted in self._notes("file", pipeline, source).items()}
 
     def pin(self, pipeline: str, run_id: str, pin: Pin, window: Window | None = None, policy: str | None = None) -> Pin:
         start, end = map(time_text, window) if window else (None, None)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import bz2
 import gzip
 import os
+import time
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from airflow_ai_provider.core.batch import ACCEPTED, QUARANTINE
 from airflow_ai_provider.core.ingest.contract import AcceptAll
 from airflow_ai_provider.core.ingest.files import FileReader
 from airflow_ai_provider.core.ingest.flow import IngestRun, ingest
+from airflow_ai_provider.core.ingest.limit import Limits
 from airflow_ai_provider.core.ingest.source import FileSource, open_source
 from airflow_ai_provider.core.store import Store
 from airflow_ai_provider.errors import SourceError, SourceUnavailableError, SpecError
@@ -155,6 +158,71 @@ def test_a_file_is_taken_once_and_other_bytes_under_its_path_are_an_error(tmp_pa
     with pytest.raises(SourceError, match=r"a\.jsonl .* was taken before with other bytes") as caught:
         ingest(FileReader(pattern), AcceptAll(), store, ledger, IngestRun("p", "4", "4"))
     assert caught.value.taken != caught.value.found
+
+
+def aged(path: str, **options: Any) -> FileReader:
+    """A reader whose clock is an hour ahead: what the test has just written has settled."""
+    return FileReader(path, now_ns=lambda: time.time_ns() + 3600 * 10**9, **options)
+
+
+def count_reads(reader: FileReader) -> list[str]:
+    opened: list[str] = []
+    inner = reader._open
+
+    def spy(path: str) -> Any:
+        opened.append(path)
+        return inner(path)
+
+    reader._open = spy  # type: ignore[method-assign]
+    return opened
+
+
+def test_of_a_thousand_files_only_the_new_one_is_read(tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", **{f"{n:04d}_dot_jsonl": b'{"a":%d}\n' % n for n in range(999)})
+    store, ledger = Store(str(tmp_path / "store")), MemoryLedger()
+
+    def take(run: str, **options: Any) -> tuple[int, list[str]]:
+        reader = aged(str(folder), **options)
+        reads = count_reads(reader)
+        return ingest(reader, AcceptAll(), store, ledger, IngestRun("p", run, run)).counts["read"], reads
+
+    assert take("1")[0] == 999
+    assert take("2") == (0, [])
+    write(folder, new_dot_jsonl=b'{"a":1}\n')
+    assert take("3") == (1, ["new.jsonl", "new.jsonl"]), "once for its digest, once for its rows"
+    os.utime(folder / "0007.jsonl")
+    assert take("4") == (0, ["0007.jsonl"]), "the same bytes at another time"
+    assert take("5") == (0, [])
+    assert len(take("6", verify="always")[1]) == 1000
+    was = (folder / "0008.jsonl").stat()
+    write(folder, **{"0008_dot_jsonl": b'{"a":9}\n'})
+    os.utime(folder / "0008.jsonl", ns=(was.st_atime_ns, was.st_mtime_ns))
+    with pytest.raises(SourceError, match=r"0008\.jsonl .* was taken before with other bytes"):
+        take("7")
+    with pytest.raises(SourceError, match=r"0008\.jsonl .* was taken before with other bytes"):
+        take("8")
+
+
+def test_a_file_that_waits_for_its_turn_is_not_read_at_each_run(tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", **{f"{n}_dot_jsonl": b"{}\n" * 10 for n in range(9)})
+    ledger, store, reads = MemoryLedger(), Store(str(tmp_path / "store")), 0
+    for run in range(9):
+        reader = aged(str(folder))
+        opened = count_reads(reader)
+        asked = IngestRun("p", str(run), str(run), limit=Limits(bytes=30).read(datetime.now(UTC)))
+        assert ingest(reader, AcceptAll(), store, ledger, asked).counts["read"] == 10
+        reads += len(opened)
+    assert reads == 18
+
+
+def test_a_file_that_has_only_just_changed_is_read_again(tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", a_dot_jsonl=b"{}\n")
+    ledger, store = MemoryLedger(), Store(str(tmp_path / "store"))
+    for run in range(2):
+        reader = FileReader(str(folder))
+        opened = count_reads(reader)
+        ingest(reader, AcceptAll(), store, ledger, IngestRun("p", str(run), str(run)))
+        assert opened, "it may have changed twice within one tick of the disk's clock"
 
 
 def test_row_limit_takes_whole_files_and_at_least_one(tmp_path: Path) -> None:

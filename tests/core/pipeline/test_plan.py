@@ -161,7 +161,9 @@ def test_a_source_in_a_file_is_the_source_in_python() -> None:
             schema_registry_conn_id="registry",
             reader_schema="biopsy.avsc",
         ),
-        "folders.yaml": FileSource("s3://lake/in/day={partition}/*.parquet", name="readings", fs_conn_id="lake"),
+        "folders.yaml": FileSource(
+            "s3://lake/in/day={partition}/*.parquet", name="readings", fs_conn_id="lake", verify="always"
+        ),
     }
     for name, value in written.items():
         arguments = plan(load_spec(golden / name)).task("ingest").arguments

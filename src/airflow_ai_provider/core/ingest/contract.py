@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import pyarrow as pa
 
 from airflow_ai_provider.core.batch import Span
+from airflow_ai_provider.core.ledger import SeenFile
 
 PAYLOAD, EXTRA, FAULT, STAGE, REASONS = "_payload", "_extra", "_fault", "_stage", "_reasons"
 ORIGIN = ("_key", "_topic", "_partition", "_offset", "_timestamp", "_schema_id", "_file", "_row")
@@ -61,6 +62,16 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Free clients; safe to call twice."""
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """A source of files that does not read again what it has seen.
+
+    ``seen``, by path, is set before :meth:`Source.plan` to what earlier plans saw; then it holds what this one saw.
+    """
+
+    seen: dict[str, SeenFile]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ nothing lands; files are read in the order of their paths, so the same span give
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from functools import cached_property
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 from airflow_ai_provider.core.batch import Slice, Span
 from airflow_ai_provider.core.file_system import OpenFile, asking, is_local, open_file_system
 from airflow_ai_provider.core.ingest.compressed import suffix_of, unpacked
+from airflow_ai_provider.core.ingest.file_mark import mark_in_store, mark_on_disk
 from airflow_ai_provider.core.ingest.file_rows import (
     CHUNK,
     RowNames,
@@ -28,6 +30,7 @@ from airflow_ai_provider.core.ingest.file_rows import (
     read_parquet,
     with_partitions,
 )
+from airflow_ai_provider.core.ledger import SeenFile
 from airflow_ai_provider.errors import SourceError, SpecError
 
 _SUFFIXES = {
@@ -58,6 +61,9 @@ class FileReader:
     :param key: the author's key column.
     :param storage_options: keyword arguments of the file system; never written anywhere.
     :param folder: that files are named relative to; None: the pattern's or file's own.
+    :param verify: ``changed`` reads a listed file only when its file system says that it is new or has changed;
+        ``always`` reads them all.
+    :param now_ns: the clock that files' times of change are held against.
     """
 
     def __init__(
@@ -69,7 +75,11 @@ class FileReader:
         key: str | None = None,
         storage_options: Mapping[str, Any] | None = None,
         folder: str | None = None,
+        verify: str = "changed",
+        now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
+        self._trusts_marks, self._now_ns = verify == "changed", now_ns
+        self.seen: dict[str, SeenFile] = {}
         self._uri, self._format, self.key = path, format, key
         self._fs, self._path = open_file_system(path, storage_options)
         magic = min((self._path.find(c) for c in _MAGIC if c in self._path), default=-1)
@@ -82,7 +92,7 @@ class FileReader:
     @property
     def format(self) -> str:
         """What the tables hold: ``json``, ``csv`` or ``columns``."""
-        return _HOLDS.get(self._format_of(self._list()), "columns")
+        return _HOLDS.get(self._format_of(list(self._list())), "columns")
 
     def identity(self) -> str:
         """Return nothing: a file's digest tells it from a later one of the same name."""
@@ -101,17 +111,17 @@ class FileReader:
         :raises SourceError: when the folder is not there, or a file that was taken has other bytes now.
         """
         files = self._list()
-        format = self._format_of(files)
+        format = self._format_of(list(files))
         slices: list[Slice] = []
         rows = 0
-        for path in files:
-            size, digest, count = self._measure(path, format)
-            if self._is_taken(path, digest, taken):
+        for path, detail in files.items():
+            file = self._look_at(path, detail, format)
+            if self._is_taken(path, file.digest, taken):
                 continue
-            if slices and row_limit is not None and rows + count > row_limit:
+            if slices and row_limit is not None and rows + file.rows > row_limit:
                 break
-            slices.append(Slice(path, 0, size, digest))
-            rows += count
+            slices.append(Slice(path, 0, file.size, file.digest))
+            rows += file.rows
         return Span(self.name, "", tuple(slices), {"rows": rows})
 
     def read(self, span: Span) -> Iterator[pa.Table]:
@@ -142,21 +152,22 @@ class FileReader:
     def close(self) -> None:
         """Do nothing: each file is closed after reading."""
 
-    def _list(self) -> list[str]:
+    def _list(self) -> dict[str, Mapping[str, Any]]:
+        """Path → what the file system says of that file, in the order of the paths."""
         with asking(self._fs, f"the files of {self._uri} could not be listed", path=self._uri):
             found = self._found()
-        paths = sorted(f[len(self._folder) :].lstrip("/") for f in found)
-        return [p for p in paths if not any(step.startswith((".", "_")) for step in p.split("/"))]
+        named = {name[len(self._folder) :].lstrip("/"): detail for name, detail in found.items()}
+        return {p: named[p] for p in sorted(named) if not any(step.startswith((".", "_")) for step in p.split("/"))}
 
-    def _found(self) -> list[str]:
+    def _found(self) -> dict[str, Mapping[str, Any]]:
         if self._pattern:
             details = self._fs.glob(self._path, detail=True)
             if not details:
                 self._demand_bucket()
-            return [name for name, detail in details.items() if detail["type"] != "directory"]
+            return {name: detail for name, detail in details.items() if detail["type"] != "directory"}
         if self._is_file:
-            return [self._path]
-        return list(self._fs.find(self._path))
+            return {self._path: self._fs.info(self._path)}
+        return dict(self._fs.find(self._path, detail=True))
 
     def _demand_bucket(self) -> None:
         """An object store has no folders, so a pattern may match nothing; in a bucket that is not there it cannot."""
@@ -214,8 +225,24 @@ class FileReader:
             )
         return found.pop()
 
-    def _measure(self, path: str, format: str) -> tuple[int, str, int]:
-        """Size, digest and about how many rows of a file."""
+    def _look_at(self, path: str, detail: Mapping[str, Any], format: str) -> SeenFile:
+        """What a file is: known from an earlier plan, when nothing says that it has changed since."""
+        mark = ""
+        if self._trusts_marks and is_local(self._fs):
+            mark = mark_on_disk(f"{self._folder}/{path}", self._now_ns())
+        elif self._trusts_marks:
+            mark = mark_in_store(detail)
+        mark = mark and f"{format} {mark}"  # what its rows are depends on that
+        known = self.seen.get(path)
+        if mark and known is not None and known.mark == mark:
+            return known
+        file = self._measure(path, format, mark)
+        if mark:
+            self.seen[path] = file
+        return file
+
+    def _measure(self, path: str, format: str, mark: str) -> SeenFile:
+        """Read a file, for its size, digest and about how many rows it has."""
         digest, size, lines, last = hashlib.sha256(), 0, 0, b"\n"
 
         def note(chunk: bytes) -> None:
@@ -232,7 +259,7 @@ class FileReader:
             if format == "parquet":
                 rows = _parquet_rows(file)
         rows = {"image": 1, "csv": max(rows - 1, 0)}.get(format, rows)
-        return size, f"sha256:{digest.hexdigest()}", rows
+        return SeenFile(mark, f"sha256:{digest.hexdigest()}", size, rows)
 
     def _is_taken(self, path: str, digest: str, taken: Mapping[str, str]) -> bool:
         if path not in taken:

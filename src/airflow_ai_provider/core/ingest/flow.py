@@ -29,7 +29,7 @@ from typing import Any
 from airflow_ai_provider.core.batch import BatchRef, Span, digest_of
 from airflow_ai_provider.core.ingest.block import cut
 from airflow_ai_provider.core.ingest.contain import Read, contained
-from airflow_ai_provider.core.ingest.contract import Source, Validator
+from airflow_ai_provider.core.ingest.contract import Remembers, Source, Validator
 from airflow_ai_provider.core.ingest.landing import Landing, Shelved
 from airflow_ai_provider.core.ingest.limit import Limit, plan_within
 from airflow_ai_provider.core.ingest.progress import Progress
@@ -118,9 +118,7 @@ def plan_shards(source: Source, ledger: Ledger, run: IngestRun, shards: int | No
     """
     claim = ledger.claim_of(run.pipeline, run.run_key)
     if claim is None:
-        position = ledger.position(run.pipeline, source.name, source.identity())
-        taken = ledger.files_taken(run.pipeline, source.name)
-        span = plan_within(source, position, taken, run.window, run.limit)
+        span = _plan(source, ledger, run)
         if span.is_empty:
             still = Span(span.source, span.identity, span.slices)  # its facts change from try to try
             return (ShardRef(run.run_key, span.batch_id, WHOLE, 1, span=still),)
@@ -266,6 +264,21 @@ class Ingest:
                 if head is not None:
                     self.store.write_bytes(path, pack(head))
                     return
+
+
+def _plan(source: Source, ledger: Ledger, run: IngestRun) -> Span:
+    position = ledger.position(run.pipeline, source.name, source.identity())
+    taken = ledger.files_taken(run.pipeline, source.name)
+    if not isinstance(source, Remembers):
+        return plan_within(source, position, taken, run.window, run.limit)
+    known = ledger.files_seen(run.pipeline, source.name)
+    source.seen = dict(known)
+    try:
+        return plan_within(source, position, taken, run.window, run.limit)
+    finally:  # what was read before something failed need not be read again by the retry
+        ledger.saw_files(
+            run.pipeline, source.name, {path: file for path, file in source.seen.items() if known.get(path) != file}
+        )
 
 
 def _complete(refs: Sequence[ShardRef]) -> list[ShardRef]:

@@ -24,6 +24,7 @@ _KAFKA_FORMATS = ("json", "avro", "protobuf", *_PLAIN)
 _KAFKA_BY = ("cursor", "window")
 _PARTITION = re.compile(r"(?<!\{)\{partition(?::([^{}]+))?\}(?!\})")
 _FILE_FORMATS = ("auto", "jsonl", "csv", "parquet", "image")
+_VERIFY = ("changed", "always")
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,8 @@ class FileSource:
     :param name: what the source is called in batch names and the ledger; None takes it from the path.
     :param fs_conn_id: connection of type ``ai_store`` or ``aws`` with the keys to the files; None: what the worker has
         from its environment.
+    :param verify: ``changed``: a file that was seen before is read again only when its file system says that it has
+        changed; ``always``: each listed file is read in each run.
     :raises SpecError: on creation, when a value cannot be run; a retry does not help.
     """
 
@@ -105,10 +108,12 @@ class FileSource:
     format: str = "auto"
     name: str | None = None
     fs_conn_id: str | None = None
+    verify: str = "changed"
 
     def __post_init__(self) -> None:
         _demand_text(self, "path", *(("fs_conn_id",) if self.fs_conn_id is not None else ()))
         _demand_one_of(self, "format", _FILE_FORMATS)
+        _demand_one_of(self, "verify", _VERIFY)
 
     @property
     def digest(self) -> str:
@@ -203,6 +208,7 @@ def open_source(
         key=value.key,
         storage_options=dict(storage_options or {}),
         folder=folder,
+        verify=value.verify,
     )
 
 

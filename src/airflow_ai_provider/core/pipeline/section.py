@@ -21,7 +21,7 @@ from airflow_ai_provider.errors import SpecError
 
 SOURCE_KEYS = {
     "kafka": ("by", "group", "reader_schema", "kafka_conn_id", "schema_registry_conn_id"),
-    "files": ("name", "fs_conn_id"),
+    "files": ("name", "fs_conn_id", "verify"),
 }
 """Keys of ``ingest`` that only one kind of source has, by their names in its value."""
 METHODS = ("post", "put", "patch", "delete")
@@ -162,6 +162,7 @@ class Ingest(Section):
     schema_registry_conn_id: Text | None = None
     name: Text | None = None
     fs_conn_id: Text | None = None
+    verify: Literal["changed", "always"] | None = None
     expectations: Text | None = None
     max_rejected: Limit | None = None
     row_limit: Annotated[int, Field(ge=0)] = 0
