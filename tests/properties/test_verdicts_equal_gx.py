@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import re
 from typing import Any
 
 import pyarrow as pa
@@ -59,7 +60,8 @@ PATTERNS += [
     "é",
 ]
 PATTERNS += ["^a$", "^[a-c]{2}$", "^ab{1}[a-z]$", "^[A-Za-z0-9]{2}$", r"^1\.[0-9]$", "^ $", "^[a-]b{0}$", "^[0-9]{2}$"]
-REGEXES = st.sampled_from(PATTERNS)
+ONLY_PYTHON = ["(?=b)", "^(?!a)", "(?<=a)b", "(?<!a)b", r"(.)\1", r"(?P<n>a)(?P=n)", r"b\Z"]
+REGEXES = st.sampled_from([*PATTERNS, *ONLY_PYTHON])
 
 
 def rule(kind: str, column: str, **kwargs: Any) -> dict[str, Any]:
@@ -134,6 +136,21 @@ def agree(suite: list[dict[str, Any]], table: pa.Table) -> None:
 @given(rules(), tables())
 def test_kernels_give_great_expectations_verdicts(suite: list[dict[str, Any]], table: pa.Table) -> None:
     agree(suite, table)
+
+
+@pytest.mark.parametrize("pattern", ONLY_PYTHON)
+def test_a_pattern_that_only_python_reads_is_judged_as_python_reads_it(pattern: str) -> None:
+    texts = ["ab", "b", "aab", "c", "", "é1é1", "b\n", "aa\nb", None, "\U0001f600a\u0301b"]
+    table = pa.table({"_row_id": [str(n) for n in range(len(texts))], "s": texts})
+    found = {str(n) for n, text in enumerate(texts) if text is None or re.search(pattern, text)}
+    for kind, wanted in (("", found), ("_list", found)):
+        name = "regex_list" if kind else "regex"
+        given: Any = [pattern] if kind else pattern
+        match = [rule(f"match_regex{kind}", "s", **{name: given})]
+        differ = [rule(f"not_match_regex{kind}", "s", **{name: given})]
+        for kernels in (True, False):
+            assert set(verdict(match, table, kernels)[0]) == wanted  # type: ignore[index]
+            assert set(verdict(differ, table, kernels)[0]) == set(table["_row_id"].to_pylist()) - wanted | {"8"}  # type: ignore[index]
 
 
 @pytest.mark.parametrize(

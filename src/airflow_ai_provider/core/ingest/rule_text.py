@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from airflow_ai_provider.core.ingest.suite import OF_TYPE, Rule
 
@@ -87,16 +87,19 @@ def plain_bounds(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {k: _plain_time(v) if k in ("min_value", "max_value") else v for k, v in kwargs.items()}
 
 
-def regex_faults(kwargs: Mapping[str, Any]) -> list[str]:
-    """Find patterns that Arrow's RE2 cannot read; found later they would stop a batch in the middle."""
+def regex_faults(kwargs: Mapping[str, Any], match: Callable[[str], object]) -> list[str]:
+    """Find patterns that cannot be judged; found later they would stop a batch in the middle.
+
+    :param match: matches a text with a pattern, by the engine that judges the rows; raises when it cannot.
+    """
     patterns = [kwargs.get("regex"), *(kwargs.get("regex_list") or ())]
     faults = []
     for pattern in patterns:
         if isinstance(pattern, str):
             try:
-                pc.match_substring_regex(pa.array([""]), pattern)
-            except pa.ArrowInvalid as error:
-                faults.append(f"regex {pattern!r} is not RE2 (no look-around, no back-references): {error}")
+                match(pattern)
+            except (pa.ArrowException, re.error, NotImplementedError, OverflowError, RecursionError) as error:
+                faults.append(f"regex {pattern!r} is neither RE2's nor, as far as pandas asks it, Python's: {error}")
     return faults
 
 

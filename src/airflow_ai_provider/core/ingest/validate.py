@@ -5,8 +5,8 @@ Invariants: every verdict is Great Expectations' own, given by itself or, where 
 
 How a block becomes its frame, and what that changes (see DATA_TRAPS in the docs):
 
-- Columns are Arrow-backed, so a null leaves an integer an integer, and texts are Arrow's: a pattern must be one that
-  RE2 can read (no look-around, no back-references); where RE2 and Python's re differ, pandas asks Python's. NaN is a
+- Columns are Arrow-backed, so a null leaves an integer an integer, and texts are Arrow's: a pattern is RE2's, or
+  Python's where RE2 cannot read it (look-around, back-references). NaN is a
   value, not a null, and lies outside every range.
 - A column of nulls only has no type: every row-level rule but not_be_null passes it.
 - Times are UTC without a zone; bounds written as dates or with an offset are brought to the same.
@@ -21,6 +21,7 @@ Rules that each row answers alone run per block. All others (uniqueness, order, 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -318,7 +319,7 @@ def _build(rule: Rule, number: int, faults: Faults) -> Any:
         known = list_registered_expectation_implementations()
         faults.append((f"{rule.place}.type", f"{rule.type} is unknown{nearest(rule.type, known)}"))
         return None
-    faults.extend((f"{rule.place}.kwargs", fault) for fault in regex_faults(rule.kwargs))
+    faults.extend((f"{rule.place}.kwargs", fault) for fault in regex_faults(rule.kwargs, _match_nothing))
     try:
         kwargs = plain_bounds(rule.kwargs)
         return ExpectationConfiguration(type=rule.type, kwargs=kwargs, meta={"number": number}).to_domain_obj()
@@ -357,6 +358,12 @@ def _looks_for_repeats(bound: _Bound) -> bool:
     known = {"column", "column_list", "ignore_row_if", "mostly"}
     plain = bound.rule.type in _UNIQUE and set(bound.rule.kwargs) <= known and bound.rule.kwargs.get("mostly", 1) == 1
     return plain and type(bound.expectation).__module__.startswith("great_expectations.")
+
+
+def _match_nothing(pattern: str) -> None:
+    """Match as Great Expectations' regex metrics do: pandas asks RE2, and Python's ``re`` for what that cannot read."""
+    with warnings.catch_warnings(action="ignore"):  # of groups that nobody asks for
+        pd.Series([""], dtype=pd.ArrowDtype(pa.string())).astype(str).str.contains(pattern)
 
 
 def _needs(rules: Sequence[_Bound], *, repeats: bool) -> BatchRules:
