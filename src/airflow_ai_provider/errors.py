@@ -83,7 +83,7 @@ class EngineMemoryError(TransientError):
 
 
 class EngineUnavailableError(TransientError):
-    """The model server did not answer in time, or cannot predict even what it predicted before."""
+    """The model, or its server, did not answer in time, or cannot predict even what it predicted before."""
 
 
 class DeviceBusyError(TransientError):
@@ -119,7 +119,7 @@ class SpanConflictError(TerminalError):
 
 
 class BatchRejectedError(TerminalError):
-    """More rows failed than ``max_rejected`` allows, or a whole-batch expectation failed."""
+    """More rows failed than is allowed, or all of them in the model, or a whole-batch expectation failed."""
 
 
 class CorruptBatchError(TerminalError):

@@ -156,7 +156,9 @@ def test_a_row_that_the_code_cannot_take_fails_alone() -> None:
 
     lines = predicted(picky)
     assert [line["prediction"] for line in lines] == [0, 1, None, 3, 4, None]
-    assert {line["error"] for line in lines if line["error"]} == {"model_error: KeyError: 'no such tumour'"}
+    assert {line["error"] for line in lines if line["error"]} == {
+        "misfit: the model cannot take this row: KeyError: 'no such tumour'"
+    }
 
 
 def test_a_number_that_is_not_finite_fails_its_row() -> None:

@@ -1,16 +1,18 @@
 """Arrays through a model in calls of a size that suits it.
 
 Invariants: outputs keep the rows' order and number; rows that fill a call up are cut off before anyone sees them; what
-call a row is in depends on the rows and the size alone, never on time.
+call a row is in depends on the rows and the size alone, never on time; rows that the model refuses become row errors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
+from airflow_ai_provider.core.infer.apart import Apart
 from airflow_ai_provider.core.infer.inputs import Array, Inputs, Sequences
 from airflow_ai_provider.errors import RowMismatchError
 
@@ -59,44 +61,44 @@ def run_inputs(run: Run, inputs: Inputs, size: int, calls: Calls, blank: Callabl
     """Run a model over all rows.
 
     :param run: the model: arrays in, arrays out, first axis the rows.
+    :param inputs: the rows; the reasons of those that the model refuses are added to its errors.
     :param size: rows per call; for sequences, tokens per call.
-    :param blank: gives outputs of the model for any rows, asked for their types when there is no row to run.
+    :param blank: gives outputs of the model for any rows, asked for their types when there is no row to run, and
+        whether the model still answers when it refuses some.
     :raises RowMismatchError: when the model returns another number of rows than it got; no retry helps.
+    :raises EngineUnavailableError: when the model refuses whatever it is given; a retry may help.
     """
+
+    def filled_up(least: int) -> Apart:
+        return Apart(partial(_call, run, least), blank, inputs.errors)
+
     if inputs.sequences is not None:
-        return _run_by_width(run, inputs.sequences, size, calls, blank)
+        return _run_by_width(inputs.sequences, size, calls, filled_up) or _room(blank(), len(inputs.sequences.widths))
     if not len(inputs.arrays[0]):
         return [np.asarray(output)[:0] for output in blank()]
-    return run_in_batches(run, inputs.arrays, calls.rows(size), calls.least(size))
+    return _run_in_batches(inputs.arrays, size, calls, filled_up)
 
 
-def run_in_batches(run: Run, arrays: Sequence[Array], batch_size: int, least: int) -> list[Array]:
-    """Run a model over rows of one size, in their order.
-
-    :param batch_size: rows per call.
-    :param least: a call with fewer rows is filled up to so many by repeating its last row.
-    :raises RowMismatchError: when the model returns another number of rows than it got; no retry helps.
-    """
-    row_count = len(arrays[0])
+def _run_in_batches(arrays: Sequence[Array], size: int, calls: Calls, filled_up: Callable[[int], Apart]) -> list[Array]:
+    """Run rows of one size, in their order."""
+    row_count, step, model = len(arrays[0]), calls.rows(size), filled_up(calls.least(size))
     pieces = [
-        _call(run, [array[start : start + batch_size] for array in arrays], least)
-        for start in range(0, row_count, batch_size)
+        model.run([array[start : start + step] for array in arrays], range(start, min(start + step, row_count)))
+        for start in range(0, row_count, step)
     ]
     return pieces[0] if len(pieces) == 1 else [np.concatenate(column) for column in zip(*pieces, strict=True)]
 
 
-def _run_by_width(
-    run: Run, sequences: Sequences, budget: int, calls: Calls, blank: Callable[[], Sequence[Array]]
-) -> list[Array]:
-    """Run rows of one width together, so many that their tokens fit the budget; put the answers in the rows' order."""
-    row_count = len(sequences.widths)
+def _run_by_width(sequences: Sequences, budget: int, calls: Calls, filled_up: Callable[[int], Apart]) -> list[Array]:
+    """Run rows of one width together, so many that their tokens fit the budget; put the answers in the rows' order.
+    Without a row to run there are none."""
     outputs: list[Array] = []
     for chosen, width in _pieces(sequences, budget, calls):
-        answers = _call(run, sequences.fill(chosen, width), calls.least(budget // width))
-        outputs = outputs or _room(answers, row_count)
+        answers = filled_up(calls.least(budget // width)).run(sequences.fill(chosen, width), chosen.tolist())
+        outputs = outputs or _room(answers, len(sequences.widths))
         for output, answer in zip(outputs, answers, strict=True):
             output[chosen] = answer
-    return outputs or _room(blank(), row_count)
+    return outputs
 
 
 def _pieces(sequences: Sequences, budget: int, calls: Calls) -> Iterator[tuple[Array, int]]:
@@ -116,7 +118,7 @@ def _room(answers: Sequence[Array], row_count: int) -> list[Array]:
     return [np.full(s, "", object) if dtype.kind in "OUS" else np.zeros(s, dtype) for s, dtype in shapes]
 
 
-def _call(run: Run, arrays: list[Array], least: int) -> list[Array]:
+def _call(run: Run, least: int, arrays: list[Array]) -> list[Array]:
     length = len(arrays[0])
     if length < least:
         arrays = [np.concatenate([array, np.repeat(array[-1:], least - length, axis=0)]) for array in arrays]

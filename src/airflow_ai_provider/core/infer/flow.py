@@ -22,11 +22,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 
 from airflow_ai_provider.core.batch import ACCEPTED, PREDICTIONS, ROW_ID, BatchRef, Part, Pin, digest_of, exceeds
+from airflow_ai_provider.core.infer.apart import MISFIT
 from airflow_ai_provider.core.infer.batch_size import Batch, BatchSize, SizeMemory, settle
 from airflow_ai_provider.core.infer.engine import Engine
 from airflow_ai_provider.core.infer.gauge import open_gauge
@@ -147,18 +149,22 @@ def land(
     """Make stored parts a batch.
 
     :param done: all parts of the batch, in order.
-    :raises BatchRejectedError: more rows failed than ``max_failed``; nothing is landed, no retry helps.
+    :raises BatchRejectedError: more rows failed than ``max_failed``, or the model refused every one of several rows;
+        nothing is landed, no retry helps.
     """
     writer = store.open_batch(pipeline, PREDICTIONS, recipe.batch_id)
     row_count, failed = sum(part.part.row_count for part in done), sum(part.failed for part in done)
     if exceeds(failed, row_count, max_failed):
+        first = "; ".join(islice(_reasons(store, writer.folder, done), 3))
         raise BatchRejectedError(
             f"{failed} of {row_count} rows of batch {recipe.batch.batch_id} failed in the model, max_failed allows "
-            f"{max_failed}: nothing was landed. The first reasons: {'; '.join(_reasons(store, writer.folder, done))}. "
+            f"{max_failed}: nothing was landed. The first reasons: {first}. "
             "Correct the rows or the model, or raise max_failed.",
             failed=failed,
             row_count=row_count,
         )
+    if row_count > 1 and failed == row_count:
+        _demand_an_answer(store, writer.folder, recipe, done)
     for part in done:
         writer.keep(part.part)
     counts = {"accepted": row_count, "predicted": row_count - failed, "failed": failed}
@@ -312,8 +318,8 @@ def _read(store: Store, batch: BatchRef, source: Part, columns: list[str] | None
     return rows
 
 
-def _reasons(store: Store, folder: str, done: Sequence[DonePart]) -> list[str]:
-    """Return the first few reasons, for the message."""
+def _reasons(store: Store, folder: str, done: Sequence[DonePart]) -> Iterator[str]:
+    """Yield the failed rows' reasons, for messages."""
     import io
 
     import pyarrow.parquet as pq
@@ -321,6 +327,16 @@ def _reasons(store: Store, folder: str, done: Sequence[DonePart]) -> list[str]:
     for part in done:
         if part.failed:
             data = store.read_bytes(f"{folder}/{part.part.path}") or b""
-            errors = pq.read_table(io.BytesIO(data), columns=["error"])["error"]
-            return [str(reason) for reason in errors.drop_null()[:3].to_pylist()]
-    return []
+            yield from pq.read_table(io.BytesIO(data), columns=["error"])["error"].drop_null().to_pylist()
+
+
+def _demand_an_answer(store: Store, folder: str, recipe: Recipe, done: Sequence[DonePart]) -> None:
+    """Blame no rows when the model has refused every one of them."""
+    first = next(_reasons(store, folder, done))
+    if all(reason.startswith(MISFIT) for reason in _reasons(store, folder, done)):
+        raise BatchRejectedError(
+            f"model {recipe.pin.name} version {recipe.pin.version} refused every row of batch {recipe.batch.batch_id}, "
+            f"the first one with {first!r}: that is no fault of rows, and nothing was landed. See whether the rows are "
+            "made for this model (its columns, its vocabulary), and log it again if it was exported wrongly.",
+            failed=sum(part.failed for part in done),
+        )

@@ -37,6 +37,9 @@ _TYPES = {
 _FULL = re.compile("allocate memory|bad.?alloc|out of memory|ALLOC_FAILED", re.IGNORECASE)
 # Same bits at each run: without these the fastest algorithm of the moment is taken, and 10-bit mantissas.
 _CUDA_OPTIONS = {"cudnn_conv_algo_search": "DEFAULT", "use_tf32": "0"}
+# What fails is raised here; ONNX Runtime would also print a line per call, thousands where rows are searched for.
+_QUIET = ort.RunOptions()
+_QUIET.log_severity_level = 4
 
 
 class OnnxEngine:
@@ -113,7 +116,7 @@ class OnnxEngine:
 
     def _run(self, arrays: list[Array]) -> list[Any]:
         try:
-            return list(self._session.run(self._outputs, dict(zip(self._names, arrays, strict=True))))
+            return list(self._session.run(self._outputs, dict(zip(self._names, arrays, strict=True)), _QUIET))
         except Exception as error:  # ONNX Runtime has a class per status code, and none for a full memory
             if _FULL.search(str(error)):
                 raise MemoryError(str(error).splitlines()[0][:300]) from error

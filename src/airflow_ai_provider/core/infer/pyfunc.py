@@ -21,6 +21,7 @@ import pyarrow as pa
 from mlflow import pyfunc
 
 from airflow_ai_provider.core.batch import ROW_ID, Pin
+from airflow_ai_provider.core.infer.apart import Apart, first_line
 from airflow_ai_provider.core.infer.batching import suggest_batch_size
 from airflow_ai_provider.core.infer.column import Column, separate_columns
 from airflow_ai_provider.core.infer.engine import settle_device
@@ -83,9 +84,10 @@ class PyfuncEngine:
         errors = dict(inputs.errors)
         outputs = [output[:0] for output in self._try(0.0)]
         parts = [outputs]
+        apart = Apart(self._run, lambda: self._try(0.0), errors)
         for start in range(0, rows.num_rows, batch_size):
             arrays = [array[start : start + batch_size] for array in inputs.arrays]
-            parts.append(self._run_apart(arrays, start, errors))
+            parts.append(apart.run(arrays, range(start, start + len(arrays[0]))))
         joined = [np.concatenate(column) for column in zip(*parts, strict=True)]
         return predictions(rows[ROW_ID], joined, errors, self._reading)
 
@@ -104,27 +106,9 @@ class PyfuncEngine:
             return pyfunc.load_model(str(folder))
         except Exception as error:  # whatever the model's own code or its library raises
             raise SignatureError(
-                f"{self._what} cannot be loaded here: {type(error).__name__}: {_first_line(error)}. Install what its "
+                f"{self._what} cannot be loaded here: {type(error).__name__}: {first_line(error)}. Install what its "
                 "requirements.txt names on this worker, or log it again from an environment like this one."
             ) from error
-
-    def _run_apart(self, arrays: list[Array], start: int, errors: dict[int, str]) -> list[Array]:
-        """Predict a batch; one that fails is halved until the rows that the model cannot take stand alone."""
-        row_count = len(arrays[0])
-        try:
-            return self._run(arrays)
-        except (AiProviderError, MemoryError):
-            raise
-        except Exception as error:  # the model's code is the trainer's: it may raise anything
-            if row_count == 1:
-                errors.setdefault(start, f"model_error: {type(error).__name__}: {_first_line(error)}")
-                return [output[:1] for output in self._try(0.0)]
-        middle = row_count // 2
-        halves = [
-            self._run_apart([array[:middle] for array in arrays], start, errors),
-            self._run_apart([array[middle:] for array in arrays], start + middle, errors),
-        ]
-        return [np.concatenate(column) for column in zip(*halves, strict=True)]
 
     def _run(self, arrays: list[Array]) -> list[Array]:
         row_count = len(arrays[0])
@@ -155,7 +139,7 @@ class PyfuncEngine:
         except Exception as error:  # as above
             raise SignatureError(
                 f"{self._what} does not take what its signature says ({[str(a.dtype) for a in sample]}, rows of "
-                f"{fill}): {type(error).__name__}: {_first_line(error)}. Log it again with the signature of its rows; "
+                f"{fill}): {type(error).__name__}: {first_line(error)}. Log it again with the signature of its rows; "
                 "a model of texts must take an empty one.",
             ) from error
 
@@ -224,8 +208,3 @@ def _arrays(result: Any) -> list[Array]:
     if array.ndim == 0:
         raise SignatureError(f"the model returns one {type(result).__name__} for all rows. Let it return one per row.")
     return [array]
-
-
-def _first_line(error: BaseException) -> str:
-    said = str(error).strip().splitlines()
-    return said[0][:300] if said else "no text"

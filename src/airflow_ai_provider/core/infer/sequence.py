@@ -6,7 +6,8 @@ not depend on its neighbours; what is made up to fill it is masked; a row that i
 What a model takes is read from its signature: tensors of shape ``(-1, -1)``, each from the column of its name. An input
 that the rows have no column for is made when its name says how: ``attention_mask`` (1 for a token, 0 for filling),
 ``token_type_ids`` (zeros), ``position_ids`` (0, 1, 2 …). Metadata ``sequence``: ``longest`` (the most tokens that the
-model takes; 512), ``pad`` (what fills up; 0), ``widths`` (a ladder of one's own), ``truncate`` (cut what is too long).
+model takes; 512), ``pad`` (what fills up; 0), ``widths`` (a ladder of one's own), ``truncate`` (cut what is too long),
+``vocabulary`` (how many tokens there are: a row with another is a row error, and reaches no GPU that would not notice).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from airflow_ai_provider.core.infer.apart import MISFIT
 from airflow_ai_provider.core.infer.inputs import Array, Inputs, InputSpec, Sequences
 from airflow_ai_provider.core.infer.tensor import Lists, holds_lists, read_lists
 from airflow_ai_provider.errors import SignatureError
@@ -40,11 +42,13 @@ class Padding:
     :param widths: ascending; a row takes the first that holds it.
     :param pad: what fills up.
     :param truncate: cut rows that are longer than the last width; otherwise they are row errors.
+    :param vocabulary: how many tokens the model knows, from 0 on; 0 does not check.
     """
 
     widths: tuple[int, ...]
     pad: float
     truncate: bool
+    vocabulary: int = 0
 
     @classmethod
     def of(cls, given: Mapping[str, Any], steps: int) -> Padding:
@@ -56,15 +60,17 @@ class Padding:
         """
         widths = tuple(given.get("widths") or ladder(int(given.get("longest") or _LONGEST), steps))
         rising = all(isinstance(w, int) and w > before for w, before in zip(widths, (0, *widths), strict=False))
-        unknown = sorted(set(given) - {"widths", "longest", "pad", "truncate"})
-        if not rising or unknown:
+        unknown = sorted(set(given) - {"widths", "longest", "pad", "truncate", "vocabulary"})
+        vocabulary = given.get("vocabulary", 0)
+        is_count = isinstance(vocabulary, int) and not isinstance(vocabulary, bool) and vocabulary >= 0
+        if not rising or unknown or not is_count:
+            said = "widths must be whole numbers above 0, ascending" if is_count else "vocabulary must count tokens"
             raise SignatureError(
-                f"the model's metadata says sequence={dict(given)!r}: "
-                + (f"{unknown} is not known" if unknown else "widths must be whole numbers above 0, ascending")
-                + ". It takes longest, pad, widths and truncate: correct it and log the model again.",
+                f"the model's metadata says sequence={dict(given)!r}: {f'{unknown} is not known' if unknown else said}"
+                ". It takes longest, pad, widths, truncate and vocabulary: correct it and log the model again.",
                 sequence=dict(given),
             )
-        return cls(widths, given.get("pad", 0), bool(given.get("truncate")))
+        return cls(widths, given.get("pad", 0), bool(given.get("truncate")), vocabulary)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON: what a prediction's bits depend on besides the model."""
@@ -150,7 +156,22 @@ class SequenceInputs:
                 errors.setdefault(row, said)
         for name in reversed(self._present):
             errors |= lists[name].faults(self._columns[name])
-        return errors
+        return self._unknown(lists) | errors
+
+    def _unknown(self, lists: Mapping[str, Lists]) -> dict[int, str]:
+        """Name the tokens that the model does not know."""
+        most, tokens = self._padding.vocabulary, next((n for n in self._present if n not in _MADE), None)
+        if not most or tokens is None:
+            return {}
+        values, starts, name = lists[tokens].values, lists[tokens].starts, self._columns[tokens]
+        places = np.flatnonzero((values < 0) | (values >= most))
+        rows = np.searchsorted(starts, places, side="right") - 1
+        inside = places - starts[rows] < self._padding.widths[-1]  # what is cut off reaches no model
+        # backwards, so that a row's error names its first one
+        found = zip(rows[inside][::-1].tolist(), values[places[inside]][::-1].tolist(), strict=True)
+        return {
+            row: f"{MISFIT}: {name} holds {value}, the model knows the tokens 0 to {most - 1}" for row, value in found
+        }
 
     def _fill(self, lists: Mapping[str, Lists], lengths: Rows, chosen: Rows, width: int) -> list[Array]:
         cut = np.minimum(lengths[chosen], width)
