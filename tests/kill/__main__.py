@@ -17,6 +17,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--broker-kills", type=int, default=5)
+    parser.add_argument("--shards", type=int, default=4, help="of a batch at the most; 1: one task ingests it")
     parser.add_argument("--ledger", choices=["sqlite", "postgresql", "both"], default="both")
     asked = parser.parse_args()
     broker = KafkaBroker()
@@ -27,12 +28,18 @@ def main() -> None:
                 url = postgres.fresh_url() if postgres else f"sqlite:///{name}/ledger.db"
                 try:
                     outcome = tell(
-                        broker, Path(name), url, seed=asked.seed, kills=asked.kills, broker_kills=asked.broker_kills
+                        broker,
+                        Path(name),
+                        url,
+                        seed=asked.seed,
+                        kills=asked.kills,
+                        broker_kills=asked.broker_kills,
+                        shards=asked.shards,
                     )
                 finally:
                     if postgres:
                         postgres.close()
-                print(f"{kind}, seed {asked.seed}: {outcome}", flush=True)
+                print(f"{kind}, at most {asked.shards} shards, seed {asked.seed}: {outcome}", flush=True)
     finally:
         broker.close()
 

@@ -5,6 +5,7 @@ Invariants: the topic is read by Kafka's own client alone, never by ours; the fi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,10 @@ from typing import Any
 from confluent_kafka import Consumer, TopicPartition
 
 from airflow_ai_provider.core.batch import ACCEPTED, QUARANTINE, BatchRef
+from airflow_ai_provider.core.ingest.shelf import superseded
 from airflow_ai_provider.core.ledger import Claim
 from airflow_ai_provider.core.store import MANIFEST, Store
-from tests.kill.traffic import PARTITIONS, Traffic, message
+from tests.kill.traffic import PARTITIONS, Traffic, message, unique
 from tests.kill.worker import PIPELINE, World
 
 Place = tuple[int, int]
@@ -30,7 +32,9 @@ class Proof:
     aborted: int
     accepted: int
     quarantined: int
+    doubled: int
     batches: int
+    cut: int
     empty_batches: int
     asides: int
 
@@ -45,12 +49,13 @@ def prove(world: World, traffic: Traffic, run_keys: Collection[str]) -> Proof:
     assert set(found.values()) == committed, _differ(set(found.values()), committed, "in the topic")
     assert len(found) == len(committed), "the producer doubled messages"
     batches = dict(_batches(world.store()))
-    rows = list(_rows(world.store(), batches.values()))
+    by_batch = [list(_rows(world.store(), ref)) for ref in batches.values()]
+    rows = [row for of_batch in by_batch for row in of_batch]
     places = [(row["_partition"], row["_offset"]) for _, row in rows]
     assert len(set(places)) == len(places), f"twice: {sorted(p for p in set(places) if places.count(p) > 1)[:5]}"
     assert set(places) == set(found), _differ(set(places), set(found), "in the batches")
-    for table, row in rows:
-        _check_row(table, row, found[row["_partition"], row["_offset"]])
+    for of_batch in by_batch:
+        _check_rows(of_batch, found)
     claims = _check_claims(world, run_keys, batches, ends)
     assert _published(world) == ends, "the last batch publishes every topic partition's end"
     kept = [table for table, _ in rows]
@@ -59,7 +64,9 @@ def prove(world: World, traffic: Traffic, run_keys: Collection[str]) -> Proof:
         len(traffic.aborted),
         kept.count(ACCEPTED),
         kept.count(QUARANTINE),
+        sum(row["_reasons"][0].startswith("not_unique:") for table, row in rows if table == QUARANTINE),
         len(claims),
+        sum(_is_cut(world.store(), ref) for ref in batches.values()),
         len(batches) - len(claims),
         _check_files(world.store(), batches.values()),
     )
@@ -109,22 +116,35 @@ def _batches(store: Store) -> Iterator[tuple[str, BatchRef]]:
             yield folder.name, ref
 
 
-def _rows(store: Store, refs: Collection[BatchRef]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for ref in refs:
-        count = 0
-        for table in (ACCEPTED, QUARANTINE):
-            for part in store.read(ref, table):
-                count += part.num_rows
-                yield from ((table, row) for row in part.to_pylist())
-        assert count == ref.counts["read"], f"{ref.batch_id} says {ref.counts} and has {count} rows"
+def _rows(store: Store, ref: BatchRef) -> Iterator[tuple[str, dict[str, Any]]]:
+    count = 0
+    for table in (ACCEPTED, QUARANTINE):
+        for part in store.read(ref, table):
+            count += part.num_rows
+            yield from ((table, row) for row in part.to_pylist())
+    assert count == ref.counts["read"], f"{ref.batch_id} says {ref.counts} and has {count} rows"
 
 
-def _check_row(table: str, row: Mapping[str, Any], number: int) -> None:
+def _is_cut(store: Store, ref: BatchRef) -> bool:
+    """True when several shards have parts of the batch."""
+    return len({part.path.rpartition("/")[2][:4] for part in store.manifest(ref).parts if "-of-" in part.path}) > 1
+
+
+def _check_rows(rows: Collection[tuple[str, dict[str, Any]]], found: Mapping[Place, int]) -> None:
+    """Hold all rows of one batch against the messages; what must be unique must be so in the batch."""
+    numbers = [found[row["_partition"], row["_offset"]] for _, row in rows]
+    times = Counter(unique(number) for number in numbers if message(number)[1] is None)
+    for (table, row), number in zip(rows, numbers, strict=True):
+        _check_row(table, row, number, "not_unique" if times[unique(number)] > 1 else None)
+
+
+def _check_row(table: str, row: Mapping[str, Any], number: int, doubled: str | None) -> None:
     payload, code = message(number)
+    code = code or doubled
     assert int(row["_key"]) == number, f"message {number} came as {row}"
     if code is None:
         assert table == ACCEPTED, f"message {number} is good: {row}"
-        assert (row["n"], row["v"]) == (number, number % 100)
+        assert (row["n"], row["v"], row["u"]) == (number, number % 100, unique(number))
     else:
         assert table == QUARANTINE, f"message {number} is bad ({code}): {row}"
         assert row["_payload"] == payload, f"message {number} has other bytes: {row['_payload']!r}"
@@ -158,8 +178,9 @@ def _check_files(store: Store, refs: Collection[BatchRef]) -> int:
     named |= {f"{ref.uri}/{MANIFEST}" for ref in refs}
     lying = {str(path) for path in Path(store.root).rglob("*") if path.is_file()}
     assert named <= lying
-    # a zombie that is killed after its successor has landed may leave marks behind
-    stray = [path for path in lying - named if not path.endswith(".aside") and "/shards/" not in path]
+    # a zombie that is killed after its successor has landed may leave marks behind, and parts that were rewritten since
+    late = {f"{ref.uri}/{path}" for ref in refs for path in superseded(store.manifest(ref).parts)}
+    stray = [path for path in lying - named - late if not path.endswith(".aside") and "/shards/" not in path]
     assert not stray, f"files that no manifest names: {sorted(stray)[:5]}"
     return len(lying - named)
 

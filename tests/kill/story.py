@@ -28,18 +28,27 @@ class Outcome:
         p = self.proof
         return (
             f"{self.tally}. In {self.took_s:.0f} s, {p.committed} committed messages ({p.aborted} aborted ones beside "
-            f"them) became {p.accepted} accepted and {p.quarantined} quarantined rows of {p.batches} batches: none "
-            f"lost, none twice, none aborted; {p.empty_batches} empty batches, {p.asides} files left aside by the dead"
+            f"them) became {p.accepted} accepted and {p.quarantined} quarantined rows ({p.doubled} of them doubles) of "
+            f"{p.batches} batches, {p.cut} of several shards: none lost, none twice, none aborted; "
+            f"{p.empty_batches} empty batches, {p.asides} files left aside by the dead"
         )
 
 
 def tell(
-    broker: KafkaBroker, folder: Path, ledger_url: str, *, seed: int, kills: int, broker_kills: int = 0
+    broker: KafkaBroker,
+    folder: Path,
+    ledger_url: str,
+    *,
+    seed: int,
+    kills: int,
+    broker_kills: int = 0,
+    shards: int = 1,
 ) -> Outcome:
-    """Kill so many ingests (and the broker so many times between), then prove.
+    """Kill so many tasks (and the broker so many times between), then prove.
 
     :param folder: empty; takes the store.
     :param ledger_url: an empty database.
+    :param shards: into how many pieces a batch is cut at the most, each ingested by a task of its own.
     """
     begun = time.monotonic()
     topic = broker.create_topic(f"kill-{next(_numbers)}-{seed}", PARTITIONS)
@@ -47,7 +56,7 @@ def tell(
         broker.bootstrap, topic, f"group-{topic}", str(folder / "store"), ledger_url, str(folder / "faults.txt")
     )
     traffic = Traffic(broker.bootstrap, topic, seed)
-    rounds = Rounds(world, seed)
+    rounds = Rounds(world, seed, shards)
     traffic.start()
     try:
         rounds.warm_up()

@@ -28,10 +28,16 @@ _BAD: tuple[Callable[[int], tuple[bytes | None, str]], ...] = (
 
 
 def message(number: int) -> tuple[bytes | None, str | None]:
-    """What the message of this number holds, and the code it is rejected with; None: it is accepted."""
+    """What the message of this number holds, and the code it is rejected with; None: it is good by itself."""
     if number % 9 == 4:
         return _BAD[number // 9 % len(_BAD)](number)
-    return json.dumps({"n": number, "v": number % 100, "text": "x" * (number % 300)}).encode(), None
+    fields = {"n": number, "v": number % 100, "u": unique(number), "text": "x" * (number % 300)}
+    return json.dumps(fields).encode(), None
+
+
+def unique(number: int) -> int:
+    """What should be there once in a batch: some have that of their neighbour, some that of a message long before."""
+    return number - {3: 1, 7: 41}.get(number % 20, 0)
 
 
 class Traffic:

@@ -9,7 +9,7 @@
    rejected; write the manifest: now the batch exists.
 7. Mark the claim landed.
 8. Publish the source's offsets, for lag tools only.
-9. Remove the marks and what lay beside them.
+9. Remove the marks, what lay beside them, and the parts that 6 has rewritten.
 
 Invariants: rows are claimed before they are read and published after they are durable; a retry finds its own claim and
 reads the same span; the same span under the same rules, cut alike, gives the same bytes, and however it is cut, the
@@ -34,7 +34,7 @@ from airflow_ai_provider.core.ingest.landing import Landing, Shelved
 from airflow_ai_provider.core.ingest.limit import Limit, plan_within
 from airflow_ai_provider.core.ingest.progress import Progress
 from airflow_ai_provider.core.ingest.shard import WHOLE, Shard, ShardRef, cut_span, shard_count, size_of
-from airflow_ai_provider.core.ingest.shelf import FOLDER, KIND, Shelf, pack, unpack
+from airflow_ai_provider.core.ingest.shelf import FOLDER, KIND, Shelf, pack, superseded, unpack
 from airflow_ai_provider.core.ingest.sieve import Sieve
 from airflow_ai_provider.core.ledger import Claim, Ledger
 from airflow_ai_provider.core.store import Store
@@ -119,10 +119,12 @@ def plan_shards(source: Source, ledger: Ledger, run: IngestRun, shards: int | No
     claim = ledger.claim_of(run.pipeline, run.run_key)
     if claim is None:
         span = _plan(source, ledger, run)
-        if span.is_empty:
+        # a zombie of this task may have claimed them meanwhile, and then they are ours
+        claim = ledger.claim_of(run.pipeline, run.run_key) if span.is_empty else None
+        if span.is_empty and claim is None:
             still = Span(span.source, span.identity, span.slices)  # its facts change from try to try
             return (ShardRef(run.run_key, span.batch_id, WHOLE, 1, span=still),)
-        claim = ledger.claim(run.pipeline, run.run_key, span, run.run_id)
+        claim = claim or ledger.claim(run.pipeline, run.run_key, span, run.run_id)
     of = 1 if shards is None else shard_count(claim.span, shards)
     pieces = cut_span(claim.span, of)
     return tuple(
@@ -210,8 +212,10 @@ class Ingest:
             return found
 
     def _tidy(self, ref: BatchRef) -> None:
+        folder = f"{self.run.pipeline}/{KIND}/{ref.batch_id}"
         try:
-            self.store.remove(f"{self.run.pipeline}/{KIND}/{ref.batch_id}/{FOLDER}")
+            for name in (*superseded(self.store.manifest(ref).parts), FOLDER):
+                self.store.remove(f"{folder}/{name}")
         except AiProviderError as error:  # the batch is whole without that
             log.warning("what batch %s no longer needs is still there: %s", ref.batch_id, error)
 
@@ -227,6 +231,12 @@ class Ingest:
         return ref
 
     def _land_nothing(self, ref: ShardRef, span: Span) -> BatchRef:
+        if self.ledger.claim_of(self.run.pipeline, ref.run_key) is not None:
+            raise SpanConflictError(
+                f"an earlier try of the task that plans the batch claimed rows for {ref.run_key} after a later one had "
+                "found none. Clear that task, and those after it: they land these rows.",
+                owner_key=ref.run_key,
+            )
         # Named by the run: two runs that find nothing at the same offsets must not overwrite each other's manifest.
         batch_id = f"{span.batch_id}-{digest_of([ref.run_key, self.validator.digest])[7:15]}"
         return Landing(self.store, self.run.pipeline, batch_id, ()).land(self._facts(span))

@@ -6,13 +6,14 @@ give the same bytes.
 
 Layout, under the batch's folder: ``accepted/`` and ``quarantine/`` hold parts; ``shards/`` holds, for each block,
 ``<number>.payload`` and ``<number>.evidence`` where whole-batch rules need them, ``done.json`` (the mark) and ``head``
-(the batch's first rows). It is removed when the batch has landed.
+(the batch's first rows). It is removed when the batch has landed, and with it the parts that were rewritten.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -26,6 +27,7 @@ from airflow_ai_provider.core.store import Store, sha256
 from airflow_ai_provider.errors import CorruptBatchError
 
 KIND, FOLDER = "batch", "shards"
+_REWRITTEN = re.compile(r"([^/]+)\.judged\.parquet$")
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,15 @@ class Shelf:
 
     def _path(self, number: int, kind: str) -> str:
         return f"{self._aside}{number:05d}.{kind}"
+
+
+def superseded(parts: Iterable[Part]) -> set[str]:
+    """Name the files that :meth:`Shelf.rewrite` has replaced in a landed batch, of which no manifest tells.
+
+    :param parts: all parts of the batch.
+    """
+    judged = {found[1] for part in parts if (found := _REWRITTEN.search(part.path))}
+    return {f"{table}/{name}.parquet" for name in judged for table in (ACCEPTED, QUARANTINE)}
 
 
 def pack(rows: pa.Table) -> bytes:
