@@ -6,6 +6,7 @@ TESTS ?= tests
 CASE ?=
 KILLS ?= 300
 SEED ?= 1
+SHARDS ?= 4
 
 .DEFAULT_GOAL := help
 .PHONY: help setup system demo stop test kill lint type arch bench bench-env bench-quick constraints clean
@@ -30,8 +31,8 @@ stop: ## end what make demo started
 test: setup system ## run all tests, real servers included (TESTS=tests/core for a part)
 	@$(PYTHON_TEST) -m pytest $(TESTS)
 
-kill: setup system ## kill ingest 300 times on each kind of ledger, and the broker between; prove that nothing is lost (KILLS=, SEED=)
-	@$(PYTHON_TEST) -m tests.kill --kills $(KILLS) --seed $(SEED)
+kill: setup system ## kill ingest's tasks 300 times on each kind of ledger, and the broker between; prove that nothing is lost (KILLS=, SEED=, SHARDS=1 for ingest in one task)
+	@$(PYTHON_TEST) -m tests.kill --kills $(KILLS) --seed $(SEED) --shards $(SHARDS)
 
 lint: setup ## ruff over everything
 	@$(PYTHON_TEST) -m ruff check .

@@ -20,6 +20,7 @@ def ai(capsys: pytest.CaptureFixture[str]) -> Any:
 
     def run(*words: str) -> tuple[int, str, str]:
         args = get_parser().parse_args(["ai", *words])
+        capsys.readouterr()  # what fixtures have logged is no output of the command
         try:
             args.func(args)
             status = 0

@@ -14,15 +14,17 @@ from airflow_ai_provider.core.ingest.replay import land_replay
 from airflow_ai_provider.core.ledger import Ledger
 from airflow_ai_provider.core.store import Store
 from airflow_ai_provider.testing import MemorySource, RuleValidator
+from tests.core.ingest.cutting import cut_ingest
 
 RULES = RuleValidator(lambda row: None if (row["x"] or 0) >= 0 else f"out_of_range: x={row['x']}", {"id": "int64", "x": "float64"})  # noqa: E501  # fmt: skip
 ROWS = [b'{"id":1,"x":1}', b'{"id":2,"x":-1,"s":"two"}', b'{"id": "\x1b[2J\xff"}', None, b'{"id":"five","x":5}']
 
 
-@pytest.fixture
-def batch(stored: tuple[Store, Ledger]) -> BatchRef:
-    """Five rows of pipeline ``p``: one accepted, four that wait."""
-    return ingest(MemorySource({0: ROWS}, key="id"), RULES, *stored, IngestRun("p", "run-1", "run-1/ingest/-1"))
+@pytest.fixture(params=[1, 3], ids=["whole", "cut"])
+def batch(stored: tuple[Store, Ledger], request: pytest.FixtureRequest) -> BatchRef:
+    """Five rows of pipeline ``p``: one accepted, four that wait; landed by one task, or in shards."""
+    source, run = MemorySource({0: ROWS}, key="id"), IngestRun("p", "run-1", "run-1/ingest/-1")
+    return cut_ingest(source, RULES, *stored, run, shards=request.param)
 
 
 def row_id(offset: int) -> str:

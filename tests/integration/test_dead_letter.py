@@ -20,11 +20,13 @@ from airflow_ai_provider.core.batch import BatchRef
 from airflow_ai_provider.core.ingest import dead_letter
 from airflow_ai_provider.core.ingest.dead_letter import send_letters
 from airflow_ai_provider.core.ingest.flow import IngestRun, ingest
+from airflow_ai_provider.core.ingest.replay import replay_quarantine
 from airflow_ai_provider.core.ledger import Claim
 from airflow_ai_provider.core.ledger_sql import open_ledger
 from airflow_ai_provider.core.store import Store
 from airflow_ai_provider.errors import SourceError, SourceUnavailableError
 from airflow_ai_provider.testing import MemoryLedger, MemorySource, RuleValidator
+from tests.core.ingest.cutting import cut_ingest
 
 if TYPE_CHECKING:
     from tests.servers.kafka import KafkaBroker
@@ -38,14 +40,15 @@ _numbers = itertools.count()
 class World:
     """A landed batch with six rejected rows of ten, and an empty dead-letter topic."""
 
-    def __init__(self, folder: Path, broker: KafkaBroker, **topic_config: str) -> None:
+    def __init__(self, folder: Path, broker: KafkaBroker, shards: int = 1, **topic_config: str) -> None:
         self.store, self.ledger = Store(f"{folder}/store"), open_ledger(f"sqlite:///{folder}/ledger.db")
         self.topic = broker.create_topic(f"dead-{next(_numbers)}", 2, dict(topic_config))
         self.config = {"bootstrap.servers": broker.bootstrap, "reconnect.backoff.max.ms": 500, "group.id": "g"}
         rows = [json.dumps({"n": n}).encode() for n in range(8)] + [b"{broken \xff", None]
         self.payloads = {f"rows~memory-1/0/{at}": row for at, row in enumerate(rows)}
         source = MemorySource({0: rows})
-        self.ref = ingest(source, RULES, self.store, self.ledger, IngestRun("p", "r1", "r1/ingest"))
+        run = IngestRun("p", "r1", "r1/ingest")
+        self.ref = cut_ingest(source, RULES, self.store, self.ledger, run, shards=shards)
         self.rejected = {f"rows~memory-1/0/{n}" for n in (0, 2, 4, 6, 8, 9)}
 
     @property
@@ -141,14 +144,33 @@ dead_letter.send_letters(Store(f"{folder}/store"), ledger, claim, topic, config)
 """
 
 
-@pytest.mark.parametrize("at", [2, 3, 4, 7])
-def test_a_kill_at_any_step_neither_loses_nor_doubles_a_letter(world: World, tmp_path: Path, at: int) -> None:
+@pytest.mark.parametrize(("at", "shards"), [(2, 1), (3, 5), (4, 1), (7, 5), (11, 5)])
+def test_a_kill_at_any_step_neither_loses_nor_doubles_a_letter(
+    kafka_broker: KafkaBroker, tmp_path: Path, at: int, shards: int
+) -> None:
+    world = World(tmp_path, kafka_broker, shards)
     bootstrap = str(world.config["bootstrap.servers"])
     command = [sys.executable, "-c", _KILLED, str(tmp_path), world.topic, bootstrap, str(at)]
     killed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert world.send() == 6 - 2 * (at // 4)
     world.demand_each_once()
+
+
+def test_a_replays_rejected_rows_are_letters_of_their_own(kafka_broker: KafkaBroker, tmp_path: Path) -> None:
+    world = World(tmp_path, kafka_broker, shards=5)
+    assert world.send() == 6
+    again = {f"rows~memory-1/0/{n}": {"n": n + 1 if n < 8 else 100} for n in (0, 2, 8)}
+    for _ in range(2):  # rows 0 and 2 are odd now, row 8 is mended and even
+        ref = replay_quarantine(world.store, world.ledger, RULES, world.ref, pipeline="p", corrections=again)
+        assert ref.counts == {"read": 3, "accepted": 2, "quarantined": 1}
+        claim = next(claim for claim in world.ledger.claims("p", "landed") if claim.ref == ref)
+        send_letters(world.store, world.ledger, claim, world.topic, world.config)
+    assert world.send() == 0
+    letters = [(dict(m.headers()), m.value()) for m in world.letters()]
+    assert len(letters) == 7
+    (new,) = [value for told, value in letters if told["ai.batch_id"] == ref.batch_id.encode()]
+    assert new == b'{"n":100}'
 
 
 def test_a_letter_that_is_too_large_leaves_its_bytes_behind(

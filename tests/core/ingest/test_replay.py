@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from airflow_ai_provider.core.batch import ACCEPTED, QUARANTINE, BatchRef
+from airflow_ai_provider.core.batch import ACCEPTED, QUARANTINE, ROW_ID, BatchRef
 from airflow_ai_provider.core.ingest import replay
 from airflow_ai_provider.core.ingest.contract import AcceptAll, Validator
-from airflow_ai_provider.core.ingest.correction import read_corrections
+from airflow_ai_provider.core.ingest.correction import export_rows, read_corrections
 from airflow_ai_provider.core.ingest.files import FileReader
 from airflow_ai_provider.core.ingest.flow import IngestRun, ingest
 from airflow_ai_provider.core.ingest.quarantine import find_quarantines, summarise
@@ -21,17 +21,20 @@ from airflow_ai_provider.core.ingest.replay import land_replay, prepare_replay, 
 from airflow_ai_provider.core.store import Store
 from airflow_ai_provider.errors import BatchRejectedError, SpanConflictError, SpecError
 from airflow_ai_provider.testing import MemoryLedger, MemorySource, RuleValidator
+from tests.core.ingest.cutting import cut_ingest
 from tests.core.ingest.test_flow import Crash, Seams, crashing_store, world
 
 POSITIVE = RuleValidator(lambda row: None if (row["x"] or 0) >= 0 else f"out_of_range: x={row['x']}", {"id": "int64", "x": "float64"})  # noqa: E501  # fmt: skip
 ROWS = [b'{"id":1,"x":1}', b'{"id":2,"x":-1,"s":"two"}', b"{broken", None, b'{"id":"five","x":5}']
 
 
-@pytest.fixture
-def landed(tmp_path: Path) -> tuple[Store, MemoryLedger, BatchRef]:
+@pytest.fixture(params=[1, 3], ids=["whole", "cut"])
+def landed(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Store, MemoryLedger, BatchRef]:
+    """A batch of five rows, landed by one task, or in shards."""
     store, ledger = Store(str(tmp_path)), MemoryLedger()
     source = MemorySource({0: ROWS}, key="id")
-    return store, ledger, ingest(source, POSITIVE, store, ledger, IngestRun("p", "r", "k"))
+    run = IngestRun("p", "r", "k")
+    return store, ledger, cut_ingest(source, POSITIVE, store, ledger, run, shards=request.param)
 
 
 def rows(store: Store, ref: BatchRef, table: str) -> dict[str, dict[str, Any]]:
@@ -227,3 +230,71 @@ def test_lines_that_are_no_corrections_are_named(tmp_path: Path) -> None:
             read_corrections(path)
     path.write_text('{"row_id": "a", "row": {"x": 1}, "reasons": []}\n{"row_id": "b", "row": null}\n')
     assert read_corrections(path).whole == {"a": {"x": 1}}
+
+
+# --- a quarantine of many parts ---
+
+TWICE = RuleValidator(lambda row: None if (row["x"] or 0) >= 0 else f"out_of_range: x={row['x']}", {"id": "int64", "x": "float64"}, unique="id")  # noqa: E501  # fmt: skip
+
+
+def cut_batch(folder: Path) -> tuple[Store, MemoryLedger, BatchRef]:
+    """Sixty rows of two topic partitions in five shards: every tenth is broken or negative, and two ids came twice."""
+    payloads = [json.dumps({"id": n, "x": -1 if n % 20 == 3 else 1}).encode() for n in range(60)]
+    payloads[13], payloads[33], payloads[53] = b"{broken", b"\xff", b'{"id": 8, "x": 1}'
+    payloads[59] = b'{"id": 31, "x": 1}'
+    store, ledger = Store(str(folder)), MemoryLedger()
+    source = MemorySource({0: payloads[:30], 1: payloads[30:]}, key="id", chunk=4)
+    return store, ledger, cut_ingest(source, TWICE, store, ledger, IngestRun("p", "r", "k"), shards=5)
+
+
+def place(number: int) -> str:
+    return f"rows~memory-1/{number // 30}/{number % 30}"
+
+
+def test_rows_of_all_parts_are_told_exported_edited_and_replayed(tmp_path: Path) -> None:
+    store, ledger, ref = cut_batch(tmp_path / "store")
+    wrong = {3: "out_of_range", 8: "not_unique", 13: "broken_json", 23: "out_of_range", 31: "not_unique"}
+    wrong |= {33: "broken_json", 43: "out_of_range", 53: "not_unique", 59: "not_unique"}
+    assert ref.counts == {"read": 60, "accepted": 51, "quarantined": 9}
+    assert len(store.manifest(ref).table(QUARANTINE)) == 5, "every shard has its own"
+    (quarantine,) = find_quarantines(ledger, "p")
+    assert quarantine.reasons(store) == {"not_unique": 4, "out_of_range": 3, "broken_json": 2}
+    told = {row[ROW_ID]: row["_reasons"][0].partition(":")[0] for row in quarantine.rows(store)}
+    assert told == {place(number): code for number, code in wrong.items()}
+    assert all(quarantine.may_hold(row_id) for row_id in told)
+    assert not quarantine.may_hold("rows~memory-1/1/30")
+
+    lines = [json.loads(line) for line in export_rows(quarantine.rows(store))]
+    file = tmp_path / "mended.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    assert len(read_corrections(file).row_ids) == 7, "unedited they are what they were; two payloads are no object"
+    for line in lines:
+        number = next(n for n in wrong if place(n) == line["row_id"])
+        line["row"] = {"id": 100 + number, "x": -5 if number in (23, 33) else 1}
+    file.write_text("\n".join(map(json.dumps, lines)))
+    again = replay_quarantine(store, ledger, TWICE, ref, pipeline="p", corrections=read_corrections(file))
+    assert again.counts == {"read": 9, "accepted": 7, "quarantined": 2}
+    before, claims = world(tmp_path), ledger.claims("p")
+    assert replay_quarantine(store, ledger, TWICE, ref, pipeline="p", corrections=read_corrections(file)) == again
+    assert (world(tmp_path), ledger.claims("p")) == (before, claims), "a second time changes nothing"
+    assert {row["_row_id"] for part in store.read(again, ACCEPTED) for row in part.to_pylist()} == {
+        place(number) for number in wrong if number not in (23, 33)
+    }
+
+
+def test_what_a_replay_rejects_is_replayed_from_there_and_nowhere_else(tmp_path: Path) -> None:
+    store, ledger, ref = cut_batch(tmp_path)
+    first = replay_quarantine(store, ledger, TWICE, ref, lambda row: {"id": 8, "x": row.get("x", -2)}, pipeline="p")
+    # all nine have one id now: as a batch of their own they are doubles of each other
+    assert first.counts == {"read": 9, "accepted": 0, "quarantined": 9}
+    with pytest.raises(SpanConflictError, match="new batch's quarantine"):
+        replay_quarantine(store, ledger, TWICE, ref, pipeline="p", corrections={place(3): {"x": 1}})
+    corrections = {place(n): {"id": 100 + n, "x": 1} for n in (3, 33, 59)}
+    second = replay_quarantine(store, ledger, TWICE, first, pipeline="p", corrections=corrections)
+    assert second.counts == {"read": 3, "accepted": 3, "quarantined": 0}
+    assert replay_quarantine(store, ledger, TWICE, first, pipeline="p", corrections=corrections) == second
+    assert store.manifest(second).facts["replay_of"] == first.to_dict()
+    waiting = {q.ref.batch_id: q.waiting for q in find_quarantines(ledger, "p")}
+    assert waiting == {ref.batch_id: 0, first.batch_id: 6}
+    with pytest.raises(SpecError, match="not in the quarantine"):
+        replay_quarantine(store, ledger, TWICE, first, pipeline="p", corrections={place(4): {"x": 1}})

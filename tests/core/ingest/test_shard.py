@@ -28,6 +28,7 @@ from airflow_ai_provider.errors import (
     SpecError,
 )
 from airflow_ai_provider.testing import MemoryLedger, MemorySource, RuleValidator
+from tests.core.ingest.cutting import cut_ingest as cut_any
 from tests.core.ingest.test_flow import RULES, Crash, Seams, crashing_store, payload, rows_of, source, world
 
 RUN = IngestRun("p", "run-1", "run-1/plan")
@@ -42,11 +43,7 @@ def every_row_is_worth_a_shard(monkeypatch: pytest.MonkeyPatch) -> None:
 def cut_ingest(
     topic: Any, rules: Validator, store: Store, ledger: Any, run: IngestRun = RUN, *, shards: int = 4
 ) -> BatchRef:
-    """What the three tasks do, each with nothing but what XCom carries."""
-    refs = [ref.to_dict() for ref in plan_shards(topic, ledger, run, shards)]
-    work = Ingest(topic, rules, store, ledger, run)
-    parts = [work.shard(ShardRef.from_dict(json.loads(json.dumps(ref)))).to_dict() for ref in refs]
-    return work.land([ShardRef.from_dict(part) for part in reversed(parts)])
+    return cut_any(topic, rules, store, ledger, run, shards=shards)
 
 
 # --- cutting ---
@@ -107,6 +104,10 @@ def test_however_it_is_cut_the_batch_holds_the_same(tmp_path: Path, rules: str, 
     assert topic.committed == {"0": 12, "1": 9}
     left = {Path(path).relative_to(f"p/batch/{ref.batch_id}").parts[0] for path in world(tmp_path / "many")}
     assert left == {"accepted", "quarantine", "manifest.json"}, "nothing is left of the marks"
+    parts = {path for path in world(tmp_path / "many") if path.endswith(".parquet")}
+    assert parts == {f"p/batch/{ref.batch_id}/{part.path}" for part in many.manifest(ref).parts}, (
+        "nor of what was judged"
+    )
 
 
 def test_a_double_is_found_over_the_bounds_of_shards(tmp_path: Path) -> None:
@@ -153,6 +154,31 @@ def test_an_empty_plan_is_one_shard_and_lands_an_empty_batch(tmp_path: Path) -> 
     assert ref == ingest(topic, AcceptAll(), store, ledger, RUN)
     assert ref.counts == {"read": 0, "accepted": 0, "quarantined": 0}
     assert ledger.claim_of("p", RUN.run_key) is None
+
+
+def test_what_a_zombie_of_the_plan_claims_late_is_landed(tmp_path: Path) -> None:
+    store, ledger, topic = Store(str(tmp_path)), MemoryLedger(), MemorySource({0: []}, key="id")
+    topic.add(0, payload(id=1, x=1.0))
+    real = ledger.position
+
+    def position(*asked: str) -> Any:  # the zombie claims between our two questions: what we take is what it has taken
+        ledger.position = real  # type: ignore[method-assign]
+        plan_shards(topic, ledger, RUN, 2)
+        return real(*asked)
+
+    ledger.position = position  # type: ignore[method-assign]
+    assert cut_ingest(topic, AcceptAll(), store, ledger).counts["read"] == 1
+
+
+def test_nothing_is_not_landed_over_a_claim(tmp_path: Path) -> None:
+    store, ledger, topic = Store(str(tmp_path)), MemoryLedger(), MemorySource({0: []}, key="id")
+    nothing = plan_shards(topic, ledger, RUN, 2)
+    topic.add(0, payload(id=1, x=1.0))
+    plan_shards(topic, ledger, RUN, 2)  # a zombie of the task that planned
+    with pytest.raises(SpanConflictError, match="Clear that task, and those after it"):
+        Ingest(topic, AcceptAll(), store, ledger, RUN).land(nothing)
+    assert not list(tmp_path.rglob("manifest.json"))
+    assert cut_ingest(topic, AcceptAll(), store, ledger).counts["read"] == 1
 
 
 def test_max_rejected_counts_the_whole_batch_and_a_changed_suite_needs_the_shards_again(tmp_path: Path) -> None:
