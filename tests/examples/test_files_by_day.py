@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
 HERE = Path(__file__).with_name("dags")
-DAYS = {"2026-05-01": [1.0, 2.0, 99.0], "2026-05-02": [3.0]}
+DAYS = {"2026-05-01": [1.0, 2.0, 99.0], "2026-05-02": [3.0], "2026-05-03": [98.0]}
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +64,14 @@ def test_each_run_takes_its_own_day_and_links_its_data_docs(world: World, store:
     log = (world.folder / "runs.log").read_text(errors="replace")
     assert "Data Docs: s3://by-day/ai/" in log
     assert store._fs.secret not in log
+
+
+def test_a_refused_batch_links_its_data_docs_from_the_failed_task(world: World, store: Store) -> None:
+    asked = {"conf": {"max_rejected": "0%"}, "open": {"ingest": "Data Docs"}, "may_fail": True}
+    ran = run(world, "2026-05-03", **asked)
+    assert ran["tasks"] == {"ingest": "failed"}
+    page = ran["opened"]["ingest"]
+    assert page["status"] == 200, page
+    assert "98.0" in page["text"]
+    assert "max_rejected allows" in page["text"]
+    assert page["nobody"] == 403

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,12 +16,12 @@ from airflow.sdk.configuration import conf
 from airflow.sdk.execution_time.xcom import XCom
 
 from airflow_ai_provider.core.ingest.sink import KafkaSink
-from airflow_ai_provider.errors import SpecError
+from airflow_ai_provider.errors import BatchRejectedError, SpecError
 from airflow_ai_provider.retry import retried
 from airflow_ai_provider.run import find_file, homes_of, run_of
 
 if TYPE_CHECKING:
-    from airflow_ai_provider.core.batch import BatchRef
+    from airflow_ai_provider.core.batch import BatchRef, Manifest
     from airflow_ai_provider.core.ingest.contract import Source, Validator
     from airflow_ai_provider.core.ingest.flow import IngestRun
     from airflow_ai_provider.core.ingest.limit import Limits
@@ -115,10 +115,11 @@ class ValidatedIngestOperator(SourceOperator):
         run, validator = run_of(context), _open_validator(self.expectations, self.dag)
         store = StoreHook(self.store_conn_id).get_store()
         ledger = LedgerHook(self.ledger_conn_id).get_ledger()
-        if run.replay:
-            ref = land_replay(store, ledger, validator, run.replay, pipeline=run.pipeline, run_id=run.run_id)
-        else:
-            ref = self._ingest(run, validator, store, ledger)
+        with _documented(self, self.expectations, context, store):
+            if run.replay:
+                ref = land_replay(store, ledger, validator, run.replay, pipeline=run.pipeline, run_id=run.run_id)
+            else:
+                ref = self._ingest(run, validator, store, ledger)
         _write_docs(self, self.expectations, context, store, ref)
         _after_landing(run, ref, store, ledger, self.dead_letters)
         return ref.to_dict()
@@ -249,7 +250,20 @@ def _asked(
     )
 
 
-def _write_docs(task: Any, expectations: str | None, context: Any, store: Store, ref: BatchRef) -> None:
+@contextmanager
+def _documented(task: Any, expectations: str | None, context: Any, store: Store) -> Iterator[None]:
+    """Write the Data Docs of a batch that is refused, too: that is when they are looked for."""
+    try:
+        yield
+    except BatchRejectedError as error:
+        if "manifest" in vars(error):  # it is not, where no verdict came about
+            _write_docs(task, expectations, context, store, error.ref, refused=error.manifest)
+        raise
+
+
+def _write_docs(
+    task: Any, expectations: str | None, context: Any, store: Store, ref: BatchRef, *, refused: Manifest | None = None
+) -> None:
     """Write the batch's Data Docs and note where the UI finds them; they are for people, so no task fails for them."""
     from airflow_ai_provider.core.ingest.suite import load_suite
 
@@ -259,9 +273,9 @@ def _write_docs(task: Any, expectations: str | None, context: Any, store: Store,
     from airflow_ai_provider.core.ingest.data_docs import write_data_docs
 
     try:
-        log.info("Data Docs: %s", write_data_docs(store, ref, suite))
+        log.info("Data Docs: %s", write_data_docs(store, ref, suite, refused))
     except Exception:
-        log.warning("no Data Docs were written; the batch is whole without them", exc_info=True)
+        log.warning("no Data Docs were written; nothing else depends on them", exc_info=True)
         return
     prefix = urlsplit(conf.get("api", "base_url", fallback="") or "").path.rstrip("/")
     place = f"{prefix}/ai-provider/data-docs/{ref.uri[len(store.root) + 1 :]}?store={task.store_conn_id}"

@@ -13,6 +13,7 @@ from airflow_ai_provider.operators.ingest import (
     SourceOperator,
     _after_landing,
     _asked,
+    _documented,
     _open_reader,
     _open_validator,
     _source_value,
@@ -179,13 +180,14 @@ class LandBatchOperator(BaseOperator):
         first: Mapping[str, Any] = parts[0] if parts else {}
         validator = _open_validator(first.get("expectations"), self.dag)
         store, ledger = _places(self)
-        if "replay" in first:
-            ref = land_replay(store, ledger, validator, first["replay"], pipeline=run.pipeline, run_id=run.run_id)
-        else:
-            source = _source_value(first.get("source") or {}, self.dag)
-            with closing(_open_reader(source, tuple(validator.schema), run)) as reader:
-                work = Ingest(reader, validator, store, ledger, _claimed(run, self.max_rejected))
-                ref = work.land([_shard_ref(part) for part in parts])
+        with _documented(self, first.get("expectations"), context, store):
+            if "replay" in first:
+                ref = land_replay(store, ledger, validator, first["replay"], pipeline=run.pipeline, run_id=run.run_id)
+            else:
+                source = _source_value(first.get("source") or {}, self.dag)
+                with closing(_open_reader(source, tuple(validator.schema), run)) as reader:
+                    work = Ingest(reader, validator, store, ledger, _claimed(run, self.max_rejected))
+                    ref = work.land([_shard_ref(part) for part in parts])
         _write_docs(self, first.get("expectations"), context, store, ref)
         _after_landing(run, ref, store, ledger, self.dead_letters)
         return ref.to_dict()

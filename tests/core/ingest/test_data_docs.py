@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from airflow_ai_provider.core.ingest.flow import IngestRun, ingest
 from airflow_ai_provider.core.ingest.suite import load_suite
 from airflow_ai_provider.core.ingest.validate import GxValidator
 from airflow_ai_provider.core.store import Store
-from airflow_ai_provider.errors import SpecError
+from airflow_ai_provider.errors import BatchRejectedError, SpecError
 from airflow_ai_provider.testing import MemoryLedger, MemorySource
 
 
@@ -89,6 +90,34 @@ def test_the_same_batch_has_the_same_page(tmp_path: Path) -> None:
         for _ in range(2):
             pages.append(Path(write_data_docs(store, ref, load_suite(SUITE))).read_bytes())
     assert len(set(pages)) == 1
+
+
+@pytest.mark.parametrize("why", ["max_rejected", "whole batch"])
+def test_a_refused_batch_has_its_page_too(tmp_path: Path, why: str) -> None:
+    store, ledger, suite, limit = Store(str(tmp_path)), MemoryLedger(), SUITE, 3
+    if why == "whole batch":
+        mean = rule("expect_column_mean_to_be_between", column="size", min_value=900)
+        suite, limit = {**SUITE, "expectations": [*SUITE["expectations"][:-2], mean, SUITE["expectations"][-1]]}, 99
+    source = MemorySource({0: [json.dumps(row).encode() for row in ROWS] + [b"{no json"]})
+    with pytest.raises(BatchRejectedError) as caught:
+        ingest(source, GxValidator(suite), store, ledger, IngestRun("p", "r", "k", max_rejected=limit))
+    error = pickle.loads(pickle.dumps(caught.value))
+    uri = write_data_docs(store, error.ref, load_suite(suite), error.manifest)
+    text = shown(Path(uri).read_text())
+    assert "less than or equal to 40 . 3 unexpected values found" in text
+    assert "41.0" in text
+    assert "quarantined 7" in text
+    if why == "whole batch":
+        assert "refused whole-batch rules failed: " in text
+        assert "Successful Expectations 2" in text
+        assert "mean must be greater than or equal to 900 . 25.125" in text
+    else:
+        assert "refused max_rejected allows 3 rows" in text
+    assert store.find("p", "batch", error.ref.batch_id) is None, "a page is no batch"
+    landed = ingest(source, GxValidator(suite if limit == 3 else SUITE), store, ledger, IngestRun("p", "r", "k"))
+    assert landed.batch_id == error.ref.batch_id
+    write_data_docs(store, landed, load_suite(SUITE))
+    assert "refused" not in Path(uri).read_text()
 
 
 def test_the_suite_says_whether_there_are_any() -> None:

@@ -1,4 +1,4 @@
-"""Great Expectations' own Data Docs of a stored batch: which expectation was broken how often, with examples.
+"""Great Expectations' own Data Docs of a batch, landed or refused: what was broken how often, with examples.
 
 Invariants: a page is made of what the batch holds and of the suite, so the same batch gives the same bytes; it is no
 part of the batch: no digest covers it, and a batch without it is whole; what a row says reaches the page escaped.
@@ -33,23 +33,23 @@ _UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
 _CLOCK = re.compile(r"\?d=[0-9T.]+Z")
 
 
-def write_data_docs(store: Store, ref: BatchRef, suite: Suite) -> str:
-    """Write a batch's page beside its manifest; written again, it has the same bytes.
+def write_data_docs(store: Store, ref: BatchRef, suite: Suite, refused: Manifest | None = None) -> str:
+    """Write a batch's page into its folder; written again, it has the same bytes.
 
-    :param ref: a batch of ingest, landed.
+    :param ref: a batch of ingest, landed, or what a refused one would have been.
     :param suite: the suite that it was judged by.
+    :param refused: the manifest that a refused batch would have had; None: the batch is landed, and has one.
     :return: the page's URI.
     :raises SourceUnavailableError: when the store does not answer; a retry may help.
     """
-    page = render_data_docs(store, ref, suite)
+    page = render_data_docs(store, ref, suite, refused or store.manifest(ref))
     path = f"{ref.uri[len(store.root) + 1 :]}/{PAGE}"
     store.write_bytes(path, page.encode())
     return f"{store.root}/{path}"
 
 
-def render_data_docs(store: Store, ref: BatchRef, suite: Suite) -> str:
+def render_data_docs(store: Store, ref: BatchRef, suite: Suite, manifest: Manifest) -> str:
     """Return the page, as HTML."""
-    manifest = store.manifest(ref)
     tally = _Tally(suite)
     for reasons, stage in _rejected(store, ref, manifest):
         tally.add(reasons, stage)
@@ -118,6 +118,8 @@ def _result(rule: Rule, tally: _Tally, manifest: Manifest) -> ExpectationValidat
     holds = not broken
     if rule.on_failure == "warn" and str(rule) in warned:
         broken, holds = int(warned[str(rule)]), False
+    failed = [text for text in manifest.facts.get("failures", ()) if text.startswith(str(rule))]
+    holds = holds and not failed
     read = manifest.counts["read"]
     judged = read if rule.type == OF_TYPE else read - tally.undecoded
     result: dict[str, Any] = {"element_count": judged}
@@ -125,19 +127,21 @@ def _result(rule: Rule, tally: _Tally, manifest: Manifest) -> ExpectationValidat
         share = 100 * broken / judged
         result |= {"unexpected_count": broken, "unexpected_percent": share, "unexpected_percent_total": share}
         result["partial_unexpected_list"] = tally.examples[key]
-    config = ExpectationConfiguration(type=rule.type, kwargs=dict(rule.kwargs), meta=_notes(rule, holds))
+    if failed:
+        result["observed_value"] = escape(
+            failed[0].removeprefix(str(rule)).removeprefix(" (observed ").removesuffix(")")
+        )
+    config = ExpectationConfiguration(type=rule.type, kwargs=dict(rule.kwargs))
     return ExpectationValidationResult(success=holds, expectation_config=config, result=result)
 
 
-def _notes(rule: Rule, holds: bool) -> dict[str, Any]:
-    if holds:
-        return {}
-    kept = "They stay in the batch." if rule.on_failure == "warn" else "They lie in the batch's quarantine."
-    return {"notes": {"format": "string", "content": [f"Rows that break it: {kept}"]}}
-
-
 def _markers(manifest: Manifest) -> dict[str, Any]:
-    return {**manifest.counts, **{escape(code): count for code, count in manifest.facts.get("reasons", {}).items()}}
+    refused = {"refused": escape(manifest.facts["refused"])} if "refused" in manifest.facts else {}
+    return {
+        **refused,
+        **manifest.counts,
+        **{escape(code): count for code, count in manifest.facts.get("reasons", {}).items()},
+    }
 
 
 def _origin(manifest: Manifest) -> dict[str, Any]:

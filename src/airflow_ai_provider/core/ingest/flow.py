@@ -225,8 +225,9 @@ class Ingest:
         landing.judge(self.validator)
         for rule, count in landing.warnings.items():
             self.progress(f"warning: {rule}" + (f" ({count:,} rows, kept)" if count else ""))
-        landing.refuse(self.run.max_rejected)
-        ref = landing.land(self._facts(claim.span))
+        facts = self._facts(claim.span)
+        landing.refuse(self.run.max_rejected, facts)
+        ref = landing.land(facts)
         self.progress(f"batch {ref.batch_id}: " + ", ".join(f"{count:,} {name}" for name, count in ref.counts.items()))
         return ref
 

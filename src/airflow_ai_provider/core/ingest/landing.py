@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from airflow_ai_provider.core.batch import QUARANTINE, ROW_ID, BatchRef, canonical_json
+from airflow_ai_provider.core.batch import QUARANTINE, ROW_ID, BatchRef, Manifest, Part, canonical_json
 from airflow_ai_provider.core.ingest.contract import REASONS, Validator, merge_texts
 from airflow_ai_provider.core.ingest.decode import quarantine
 from airflow_ai_provider.core.ingest.evidence import judge
@@ -74,10 +74,12 @@ class Landing:
             if pc.any(pc.is_in(table[ROW_ID], ids)).as_py():
                 self._blocks[at][number] = self._move(self.shards[at], number, found.reasons)
 
-    def refuse(self, max_rejected: float | int | None) -> None:
+    def refuse(self, max_rejected: float | int | None, facts: Mapping[str, Any]) -> None:
         """Refuse the batch when too many rows failed, or a whole-batch rule did.
 
         :param max_rejected: share of the rows (float) or number of rows (int) that may be rejected; None: any.
+        :param facts: as for :meth:`land`. The error carries ``ref`` and ``manifest`` as they would have been: there is
+            no such batch, but its rejected rows lie where the manifest says.
         :raises BatchRejectedError: naming the top reasons and where the rejected rows lie; a retry does not help.
         """
         read, rejected = self.counts["read"], self.counts["quarantined"]
@@ -89,6 +91,13 @@ class Landing:
         else:
             limit = f"{max_rejected:.4g} of them" if isinstance(max_rejected, float) else f"{max_rejected} rows"
             what = f"max_rejected allows {limit}"
+        refused = Manifest(
+            KIND,
+            self.batch_id,
+            self._parts(),
+            self._counts(),
+            {**self._told(facts), "refused": what, "failures": list(self.failures)},
+        )
         top = ", ".join(f"{code} {count}" for code, count in self.reasons.most_common(5)) or "none"
         tasks = "this task" if len(self.shards) == 1 else "the shards' tasks and this one"
         raise BatchRejectedError(
@@ -100,6 +109,8 @@ class Landing:
             counts=dict(self.counts),
             reasons=dict(self.reasons),
             failures=list(self.failures),
+            ref=BatchRef(KIND, self.batch_id, self._folder, "", self._counts()),
+            manifest=refused,
         )
 
     def land(self, facts: Mapping[str, Any]) -> BatchRef:
@@ -108,16 +119,21 @@ class Landing:
         :param facts: what the rows came from; columns, reasons, warnings and what the source told are added.
         :raises RowMismatchError: when the parts do not hold the rows that were read; nothing is landed.
         """
-        for block in (block for blocks in self._blocks for block in blocks):
-            for part in (block.accepted, block.quarantine):
-                if part is not None:
-                    self._writer.keep(part)
-        told = {"columns": _columns(self.shards), **facts, **_merged([shard.done.facts for shard in self.shards])}
-        if self.warnings:
-            told["warnings"] = dict(sorted(self.warnings.items()))
-        names = ("read", "accepted", "quarantined")
-        counts = {name: self.counts[name] for name in names}
-        return self._writer.land(counts, {**told, "reasons": dict(sorted(self.reasons.items()))})
+        for part in self._parts():
+            self._writer.keep(part)
+        return self._writer.land(self._counts(), {"columns": _columns(self.shards), **self._told(facts)})
+
+    def _parts(self) -> tuple[Part, ...]:
+        blocks = (block for blocks in self._blocks for block in blocks)
+        return tuple(part for block in blocks for part in (block.accepted, block.quarantine) if part is not None)
+
+    def _counts(self) -> dict[str, int]:
+        return {name: self.counts[name] for name in ("read", "accepted", "quarantined")}
+
+    def _told(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        warned = {"warnings": dict(sorted(self.warnings.items()))} if self.warnings else {}
+        from_source = _merged([shard.done.facts for shard in self.shards])
+        return {**facts, **from_source, **warned, "reasons": dict(sorted(self.reasons.items()))}
 
     def _evidence(self) -> Iterator[tuple[int, int, pa.Table]]:
         """Which shard, which block of it, and what whole-batch rules read of its rows."""
