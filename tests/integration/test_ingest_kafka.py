@@ -11,6 +11,7 @@ from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
@@ -18,13 +19,15 @@ from confluent_kafka.admin import NewPartitions
 
 from airflow_ai_provider.core.batch import ACCEPTED, QUARANTINE, Slice, Span
 from airflow_ai_provider.core.ingest import kafka as door
+from airflow_ai_provider.core.ingest import shard
 from airflow_ai_provider.core.ingest.contract import AcceptAll
 from airflow_ai_provider.core.ingest.flow import Ingest, IngestRun, ingest, plan_shards
 from airflow_ai_provider.core.ingest.kafka import KafkaReader
 from airflow_ai_provider.core.ingest.limit import Limit
+from airflow_ai_provider.core.ingest.shard import ShardRef
 from airflow_ai_provider.core.ingest.validate import GxValidator
 from airflow_ai_provider.core.store import Store
-from airflow_ai_provider.errors import SourceError, SourceUnavailableError
+from airflow_ai_provider.errors import CorruptBatchError, SourceError, SourceUnavailableError
 from airflow_ai_provider.testing import MemoryLedger
 
 if TYPE_CHECKING:
@@ -302,11 +305,7 @@ def test_new_topic_partitions_begin_at_their_first_record(kafka_broker: KafkaBro
     topic.add(rows(4))
     first = everything(topic.reader())
     assert first.slices == (Slice("0", 0, 4),)
-    admin = kafka_broker.admin()
-    admin.create_partitions([NewPartitions(topic.name, 11)])[topic.name].result(30)
-    deadline = time.monotonic() + 20
-    while len(admin.list_topics(topic.name, timeout=10).topics[topic.name].partitions) < 11:
-        assert time.monotonic() < deadline
+    grow(topic, 11)
     topic.add(rows(3, 10), partition=10)
     topic.add(rows(2, 20), partition=2)
     reader = topic.reader()
@@ -471,3 +470,107 @@ def test_shards_of_a_real_topic_with_holes_are_one_batch(kafka_broker: KafkaBrok
     assert accepted == [n for n in range(30_000) if n != 5]
     with closing(topic.reader()) as reader:
         assert plan_shards(reader, ledger, IngestRun("p", "r2", "r2/plan"), 8)[0].span is not None, "all is taken"
+
+
+class Shards:
+    """The tasks of a batch in shards, each with a reader of its own."""
+
+    def __init__(self, topic: Topic, folder: Path) -> None:
+        self.topic, self.store, self.ledger = topic, Store(str(folder)), MemoryLedger()
+
+    def plan(self, run_key: str, shards: int = 4, window: tuple[datetime, datetime] | None = None) -> list[ShardRef]:
+        with mock.patch.object(shard, "SMALLEST_ROWS", 1), closing(self.topic.reader()) as reader:
+            return list(plan_shards(reader, self.ledger, IngestRun("p", run_key, run_key, window), shards))
+
+    def do(self, ref: ShardRef) -> ShardRef:
+        with closing(self.topic.reader()) as reader:
+            return self._work(reader).shard(ref)
+
+    def land(self, refs: Sequence[ShardRef]) -> list[int]:
+        with closing(self.topic.reader()) as reader:
+            landed = self._work(reader).land(refs)
+        return [n for t in self.store.read(landed, ACCEPTED) for n in t["n"].to_pylist()]
+
+    def _work(self, reader: KafkaReader) -> Ingest:
+        return Ingest(reader, AcceptAll(), self.store, self.ledger, IngestRun("p", "r", "r"))
+
+
+def grow(topic: Topic, count: int) -> None:
+    admin = topic.broker.admin()
+    admin.create_partitions([NewPartitions(topic.name, count)])[topic.name].result(30)
+    deadline = time.monotonic() + 20
+    while len(admin.list_topics(topic.name, timeout=10).topics[topic.name].partitions) < count:
+        assert time.monotonic() < deadline
+
+
+def test_topic_partitions_that_come_between_plan_and_shards_are_the_next_runs(
+    kafka_broker: KafkaBroker, tmp_path: Path
+) -> None:
+    topic = Topic(kafka_broker, partitions=2)
+    tasks = Shards(topic, tmp_path)
+    for partition in (0, 1):
+        topic.add(rows(10, 100 * partition), partition)
+    refs = tasks.plan("first", 3)
+    done = [tasks.do(refs[0])]
+    grow(topic, 4)
+    for partition in (1, 2, 3):  # behind the span, and beside it
+        topic.add(rows(6, 1000 + 100 * partition), partition)
+    assert tasks.plan("first", 3) == refs, "a retry of the plan has its claim"
+    assert tasks.land([*done, *map(tasks.do, refs[1:])]) == [*range(10), *range(100, 110)]
+    later = tasks.plan("second", 3)
+    assert tasks.land([tasks.do(ref) for ref in later]) == [*range(1100, 1106), *range(1200, 1206), *range(1300, 1306)]
+    assert tasks.plan("third")[0].span is not None, "all is taken"
+
+
+def test_records_deleted_in_one_shards_slice_are_named_and_the_others_keep_their_work(
+    kafka_broker: KafkaBroker, tmp_path: Path
+) -> None:
+    topic = Topic(kafka_broker, partitions=3)
+    tasks = Shards(topic, tmp_path)
+    topic.add(rows(1), 1)
+    tasks.land([tasks.do(ref) for ref in tasks.plan("before")])
+    for partition in range(3):
+        topic.add(rows(20, 100 * partition), partition)
+    refs = tasks.plan("lost", 3)
+    done = {0: tasks.do(refs[0]), 2: tasks.do(refs[2])}
+    topic.delete_before(15, partition=0)  # what a shard has stored is no loss
+    topic.delete_before(8, partition=1)
+    for _ in range(2):  # a retry says the same
+        with pytest.raises(SourceError, match=rf"{topic.name}/1 offsets 1 to 7\..*release this run's claim") as caught:
+            tasks.do(refs[1])
+        assert caught.value.missing == {1: (1, 8)}
+    with mock.patch.object(KafkaReader, "read", side_effect=AssertionError("nothing is read again")):
+        assert {at: tasks.do(refs[at]) for at in done} == done
+    with pytest.raises(CorruptBatchError, match="shard 2 of 3 .* is not there"):
+        tasks.land([done[0], refs[1], done[2]])
+    # the message's way out: give the claim up, and take what is still there by its time
+    tasks.ledger.release("p", "lost")
+    with pytest.raises(SourceError, match=r"/1 offsets 1 to 7\..*them, backfill"):  # of the others it begins anew
+        tasks.plan("next")
+    always = (datetime(2020, 1, 1, tzinfo=UTC), datetime.now(UTC) + timedelta(days=1))
+    rest = tasks.land([tasks.do(ref) for ref in tasks.plan("backfill", 2, always)])
+    assert rest == [*range(15, 20), *range(107, 120), *range(200, 220)]
+    topic.add(rows(2, 900), 1)
+    assert tasks.land([tasks.do(ref) for ref in tasks.plan("goes on")]) == [900, 901]
+
+
+def test_a_window_in_shards_is_half_open_and_the_same_run_again_takes_nothing(
+    kafka_broker: KafkaBroker, tmp_path: Path
+) -> None:
+    topic = Topic(kafka_broker, partitions=2)
+    tasks = Shards(topic, tmp_path)
+    hours = [datetime(2026, 11, 1, hour, tzinfo=UTC) for hour in range(4)]
+    stamps = [int(hours[0].timestamp() * 1000) + minute * 60_000 for minute in range(180)]
+    for partition in (0, 1):
+        topic.add(rows(180, 1000 * partition), partition, stamps)
+    taken: dict[int, list[int]] = {}
+    for hour in (1, 0, 2, 1):  # as a backfill may order them; the last one is a run of its own over a window again
+        window = (hours[hour], hours[hour + 1])
+        refs = tasks.plan(f"{hour}-{len(taken)}", 3, window)
+        landed = tasks.land([tasks.do(ref) for ref in refs])
+        assert landed == taken.setdefault(hour, landed)
+        assert tasks.plan(f"{hour}-{len(taken)}", 3, window) == refs
+    for hour, found in taken.items():
+        first = 60 * hour
+        assert found == [*range(first, first + 60), *range(1000 + first, 1060 + first)], "the end is the next one's"
+    assert len(tasks.ledger.claims("p", "landed")) == 3

@@ -88,8 +88,7 @@ class KafkaReader:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name, self.key = f"kafka:{topic}", key
-        self._config, self._topic = dict(config), topic
-        self._group = group or self._config.get("group.id")
+        self._config, self._topic, self._group = dict(config), topic, group or config.get("group.id")
         self._deadline_s, self._stall_s, self._clock = deadline_s, stall_s, clock
         self._planner: Consumer | None = None
         self._admin_client: AdminClient | None = None
@@ -165,7 +164,8 @@ class KafkaReader:
             relay.begin()  # connects while the broker is asked
             demand_same(self._topic, self._bootstrap, span.identity, self._ask_identity(self._stall_s))
             first = {int(s.partition): s.first for s in slices}
-            demand_kept(self._topic, self._bootstrap, self._offsets(list(first), _EARLIEST), first)
+            kept = self._offsets(list(first), _EARLIEST)
+            demand_kept(self._topic, self._bootstrap, kept, first, is_claimed=True)
             for part in slices:
                 yield from self._read_partition(relay, part, span.identity)
         # no second look at the first offsets: what is deleted before we come to it, the client reports

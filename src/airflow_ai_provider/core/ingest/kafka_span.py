@@ -26,19 +26,23 @@ def cap(bounds: Mapping[int, tuple[int, int]], row_limit: int) -> Bounds:
     return capped
 
 
-def demand_kept(topic: str, bootstrap: str, low: Mapping[int, int], first: Mapping[int, int]) -> None:
+def demand_kept(
+    topic: str, bootstrap: str, low: Mapping[int, int], first: Mapping[int, int], *, is_claimed: bool = False
+) -> None:
     """Refuse a start below the first record that is still there.
 
     :param low: first offset that the broker keeps, per topic partition.
     :param first: first offset wanted.
+    :param is_claimed: whether a run holds them already, and must give them up before another can take the rest.
     :raises SourceError: naming the missing offsets (``missing``); a retry does not help.
     """
     lost = {p: (at, low[p]) for p, at in first.items() if low[p] > at}
     if lost:
         named = ", ".join(f"{topic}/{p} offsets {at} to {to - 1}" for p, (at, to) in sorted(lost.items()))
+        released = "release this run's claim ('airflow ai claims release') and " if is_claimed else ""
         raise SourceError(
             f"records that were not taken yet are deleted at {bootstrap}: {named}. Nothing was landed. Keep records "
-            "longer (retention.ms); to go on without them, backfill the time that is still there.",
+            f"longer (retention.ms); to go on without them, {released}backfill the time that is still there.",
             missing=lost,
         )
 
