@@ -1,4 +1,4 @@
-"""A payload that ends the process of one try must not end every try's: the next one quarantines it.
+"""A payload or file that ends the process of one try must not end every try's: the next one quarantines it.
 
 Native parsers read what strangers sent. When one crashes, the task dies without a word and its retry would die at the
 same row, for ever. So a marker lies in the batch's folder while rows are read; who finds one knows that a try died
@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -28,13 +29,17 @@ from airflow_ai_provider.core.batch import Span
 from airflow_ai_provider.core.ingest.block import cut
 from airflow_ai_provider.core.ingest.contract import FAULT, PAYLOAD, Source
 from airflow_ai_provider.core.ingest.encoded.source import EncodedSource
-from airflow_ai_provider.core.ingest.taster import decode_encoded, decode_json
+from airflow_ai_provider.core.ingest.files import FileReader
+from airflow_ai_provider.core.ingest.taster import decode_encoded, decode_files, decode_json
 from airflow_ai_provider.core.store import Store
 from airflow_ai_provider.errors import SourceUnavailableError
 
 log = logging.getLogger(__name__)
 
 MARKER = "reading.aside"
+_ROW_S, _FILE_S = 0.002, 600.0
+"""How long a payload of a block, or a file, may take: a hundred times what they need."""
+_FILE_MEMORY = 8 << 30
 Read = Callable[[Span], Iterator[pa.Table]]
 
 
@@ -49,6 +54,7 @@ def contained(source: Source, schema: Mapping[str, str], store: Store, folder: s
     if decode is None:  # its rows are values already
         yield source.read
         return
+    row_s = _FILE_S if isinstance(source, FileReader) and source.format != "json" else _ROW_S
     died = store.read_bytes(f"{folder}/{MARKER}") is not None
     store.write_bytes(f"{folder}/{MARKER}", b"")
     try:
@@ -58,7 +64,7 @@ def contained(source: Source, schema: Mapping[str, str], store: Store, folder: s
                 "one decodes every block in another process first, which takes longer.",
                 folder,
             )
-            with Taster(decode) as taster:
+            with Taster(decode, row_s) as taster:
                 yield partial(_read_tasted, source, taster)
         else:
             yield source.read
@@ -71,9 +77,10 @@ class Taster:
     """Find the payloads that end a process, in a process of its own (:mod:`.taster`).
 
     :param decode: picklable; what is done with a block of payloads.
+    :param row_s: how long a payload of a block may take, on the average.
     """
 
-    def __init__(self, decode: Callable[[pa.Array], object]) -> None:
+    def __init__(self, decode: Callable[[pa.Array], object], row_s: float = _ROW_S) -> None:
         # not multiprocessing: it would import this process's main module, which is Airflow, and fork its threads
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "airflow_ai_provider.core.ingest.taster"],
@@ -81,7 +88,7 @@ class Taster:
             stdout=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         )
-        self._send(pickle.dumps(decode))
+        self._send(pickle.dumps((row_s, decode)))
 
     def __enter__(self) -> Taster:
         return self
@@ -92,20 +99,31 @@ class Taster:
 
     def mark(self, block: pa.Table) -> pa.Table:
         """Put ``_fault`` beside the rows: why a payload must not be decoded here; null for all others."""
+        deadly = self._find_deadly(block.select([PAYLOAD]))
+        faults: list[str | None] = [None] * block.num_rows
+        for at, end in deadly.items():
+            faults[at] = f"decoder_crashed: a process that decoded nothing else did not survive it; {end}"
+        return block.append_column(FAULT, pa.array(faults, pa.string()))
+
+    def fault_of(self, path: Path, format: str) -> str | None:
+        """Say why a file must not be read here; None when it may be."""
+        asked = json.dumps({"path": str(path), "format": format}).encode()
+        deadly = self._find_deadly(pa.table({PAYLOAD: pa.array([asked], pa.binary())}))
+        return (
+            f"decoder_crashed: a process that read only this file did not survive it; {deadly[0]}" if deadly else None
+        )
+
+    def _find_deadly(self, payloads: pa.Table) -> dict[int, str]:
         sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, pa.schema([block.schema.field(PAYLOAD)])) as stream:
-            stream.write_table(block.select([PAYLOAD]))
+        with pa.ipc.new_stream(sink, payloads.schema) as stream:
+            stream.write_table(payloads)
         stream_bytes = sink.getvalue()
         self._send(len(stream_bytes).to_bytes(8), stream_bytes)
         assert self._process.stdout is not None
         answer = self._process.stdout.readline()
         if not answer:
             raise self._gone()
-        deadly = {int(at): end for at, end in json.loads(answer).items()}
-        faults: list[str | None] = [None] * block.num_rows
-        for at, end in deadly.items():
-            faults[at] = f"decoder_crashed: a process that decoded nothing else did not survive it; {end}"
-        return block.append_column(FAULT, pa.array(faults, pa.string()))
+        return {int(at): end for at, end in json.loads(answer).items()}
 
     def _send(self, *pieces: Any) -> None:
         assert self._process.stdin is not None
@@ -128,11 +146,15 @@ def _decoding(source: Source, schema: Mapping[str, str]) -> Callable[[pa.Array],
     """What ingest does with the source's payloads; None when it has none to decode."""
     if isinstance(source, EncodedSource):
         return partial(decode_encoded, source.open_decoder)
-    return partial(decode_json, dict(schema)) if source.format == "json" else None
+    if source.format == "json":
+        return partial(decode_json, dict(schema))
+    return partial(decode_files, _FILE_MEMORY) if isinstance(source, FileReader) else None
 
 
 def _read_tasted(source: Source, taster: Taster, span: Span) -> Iterator[pa.Table]:
     if isinstance(source, EncodedSource):
         yield from source.read(span, taster.mark)
+    elif isinstance(source, FileReader) and source.format != "json":
+        yield from source.read(span, taster.fault_of)
     else:
         yield from map(taster.mark, cut(source.read(span)))

@@ -3,10 +3,13 @@
 Decided once:
 
 - JSON Lines: a line is a row, numbered from 0; a line of nothing but white space is none, and its number is left out.
+- A line of more than 64 MiB, in JSON Lines or CSV, is a row at fault with its first 64 MiB.
 - CSV: RFC 4180 with a header, UTF-8 (a byte order mark before the header is dropped); a record is a row, numbered
   from 0 after the header; empty lines are none. A record with too few or too many cells, a stray quote or other bytes
-  is a row at fault with its own bytes.
-- Parquet: rows as stored. A file or row group that cannot be read is one row at fault, saying which.
+  is a row at fault with its own bytes. A header has 10,000 columns at the most.
+- Parquet: rows as stored. A file or row group that cannot be read whole is one row at fault, saying which: checksums of
+  pages are verified where there are any, texts must be UTF-8, the number of rows is what the file says, no more than
+  10,000 columns, no name twice.
 - Image: a file is a row: ``path``, ``bytes``, ``size``, ``format`` (png, jpeg, gif, webp, bmp, tiff, by its first
   bytes); another file is a row at fault with its bytes.
 - A folder ``name=value`` below the source's own (Hive's way) is a column of text, with ``%20`` and the like read and
@@ -20,6 +23,7 @@ from __future__ import annotations
 
 import csv
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import IO, Any, BinaryIO
 from urllib.parse import unquote
@@ -36,6 +40,11 @@ from airflow_ai_provider.errors import SourceError
 CHUNK = 4 * 1024 * 1024
 _ROWS, _BYTES = 20_000, 32 * 1024 * 1024
 _BROKEN = (pa.ArrowException, OSError, ValueError)
+_MAX_COLUMNS = 10_000
+_MAX_LINE = 64 * 1024 * 1024
+_HELD = (
+    256 * 1024 * 1024
+)  # of a row group in memory; a larger one is read twice, the first time only to see that it can
 _NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"  # Hive's word for null
 _BOM = b"\xef\xbb\xbf"
 Seen = Callable[[bytes], Any]
@@ -70,7 +79,7 @@ def read_jsonl(file: BinaryIO, names: RowNames, seen: Seen) -> Iterator[pa.Table
     numbers: list[int] = []
     payloads: list[bytes] = []
     size = 0
-    for number, line in enumerate(_lines(file, seen)):
+    for number, (line, _) in enumerate(_lines(file, seen)):  # one that was cut is too long for any decoder
         if line.isspace() or not line:
             continue
         numbers.append(number)
@@ -120,18 +129,22 @@ def read_parquet(file: BinaryIO, names: RowNames, seen: Seen) -> Iterator[pa.Tab
 
 def _parquet_tables(file: IO[bytes], names: RowNames) -> Iterator[pa.Table]:
     try:
-        parquet = pq.ParquetFile(file)
+        parquet = pq.ParquetFile(file, page_checksum_verification=True)
+        counts = _row_counts(parquet)
+    except MemoryError:  # Arrow's is one of its errors, too, and says nothing about the file
+        raise
     except _BROKEN as error:
         yield names.fault(0, f"broken_parquet: {_first_line(error)}", None)
         return
     first = 0
-    for group in range(parquet.num_row_groups):
-        count = parquet.metadata.row_group(group).num_rows
+    for group, count in enumerate(counts):
         try:
-            batches = list(parquet.iter_batches(_ROWS, row_groups=[group]))
+            batches = _whole_group(parquet, group, count)
+        except MemoryError:
+            raise
         except _BROKEN as error:
             yield names.fault(first, f"broken_parquet: row group {group}, {count} rows: {_first_line(error)}", None)
-            batches = []
+            batches = iter(())
         at = first
         for batch in batches:
             table = _plain(pa.Table.from_batches([batch]))
@@ -139,6 +152,35 @@ def _parquet_tables(file: IO[bytes], names: RowNames) -> Iterator[pa.Table]:
             yield pa.table({**own, **{n: table[n] for n in table.column_names}})
             at += table.num_rows
         first += count
+
+
+def _row_counts(parquet: pq.ParquetFile) -> list[int]:
+    """Rows of each row group, once the file's own account of itself adds up."""
+    columns, told = parquet.schema_arrow.names, parquet.metadata
+    if len(columns) > _MAX_COLUMNS:
+        raise ValueError(f"it has {len(columns)} columns; {_MAX_COLUMNS} are read at the most")
+    twice = sorted(name for name, count in Counter(columns).items() if count > 1)
+    if twice:
+        raise ValueError(f"it names {twice[:5]} twice")
+    counts = [told.row_group(group).num_rows for group in range(told.num_row_groups)]
+    if any(count < 0 for count in counts) or sum(counts) != told.num_rows:
+        raise ValueError(f"it says that it has {told.num_rows} rows, and that its row groups have {counts[:5]}")
+    return counts
+
+
+def _whole_group(parquet: pq.ParquetFile, group: int, count: int) -> Iterator[pa.RecordBatch]:
+    """Read a row group to its end before its first row is handed on: of a broken one none is believed."""
+    held: list[pa.RecordBatch] | None = []
+    rows = size = 0
+    for batch in parquet.iter_batches(_ROWS, row_groups=[group]):
+        batch.validate(full=True)  # Arrow takes texts for UTF-8 unseen
+        rows, size = rows + batch.num_rows, size + batch.nbytes
+        if rows > count:
+            break
+        held = [*held, batch] if held is not None and size <= _HELD else None
+    if rows != count:
+        raise ValueError(f"it holds {'more' if rows > count else f'only {rows}'}")
+    return iter(held) if held is not None else parquet.iter_batches(_ROWS, row_groups=[group])
 
 
 def read_image(file: BinaryIO, names: RowNames, seen: Seen) -> Iterator[pa.Table]:
@@ -188,25 +230,33 @@ def image_format(data: bytes) -> str | None:
     return next((name for signature, name in signatures if data.startswith(signature)), None)
 
 
-def _lines(file: BinaryIO, seen: Seen) -> Iterator[bytes]:
-    """Yield lines with their newline; only b"\\n" ends one, for other separators may stand inside a JSON text."""
-    rest = b""
+def _lines(file: BinaryIO, seen: Seen) -> Iterator[tuple[bytes, bool]]:
+    """Yield lines with their newline, and whether that is all of it: of an endless one the beginning is kept.
+
+    Only b"\\n" ends a line, for other separators may stand inside a JSON text.
+    """
+    rest, whole = b"", True
     while chunk := file.read(CHUNK):
         seen(chunk)
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
-            yield line + b"\n"
+            yield line + b"\n", whole
+            whole = True
+        if len(rest) > _MAX_LINE:
+            rest, whole = rest[:_MAX_LINE], False
     if rest:
-        yield rest
+        yield rest, whole
 
 
 def _records(file: BinaryIO, seen: Seen) -> Iterator[tuple[list[str], bytes, str | None]]:
     """Yield cells, bytes and fault of each CSV record."""
     taken: list[bytes] = []
+    cut: list[bool] = []
 
     def texts() -> Iterator[str]:
-        for number, line in enumerate(_lines(file, seen)):
+        for number, (line, whole) in enumerate(_lines(file, seen)):
             taken.append(line)
+            cut.append(not whole)
             text = line.removeprefix(_BOM) if number == 0 else line
             yield text.decode("utf-8", "surrogateescape")
 
@@ -222,14 +272,18 @@ def _records(file: BinaryIO, seen: Seen) -> Iterator[tuple[list[str], bytes, str
             return
         except csv.Error as error:
             fault = f"broken_csv: {error}"
+        if any(cut):
+            fault = f"broken_csv: a line of more than {_MAX_LINE} bytes"
         raw = b"".join(taken)
         taken.clear()
+        cut.clear()
         yield cells, raw.removesuffix(b"\n").removesuffix(b"\r"), fault
 
 
 def _header(cells: list[str], raw: bytes, fault: str | None, path: str) -> list[str]:
-    twice = sorted({name for name in cells if cells.count(name) > 1})
-    wrong = fault or (f"names {twice} twice" if twice else "") or ("leaves a name empty" if "" in cells else "")
+    twice = sorted(name for name, count in Counter(cells).items() if count > 1)[:5]
+    many = f"names {len(cells)} columns; {_MAX_COLUMNS} are read at the most" if len(cells) > _MAX_COLUMNS else ""
+    wrong = fault or many or (f"names {twice} twice" if twice else "") or ("leaves a name empty" if "" in cells else "")
     wrong = wrong or ("is not UTF-8" if _is_escaped(cells) else "")
     if wrong or not cells:
         raise SourceError(

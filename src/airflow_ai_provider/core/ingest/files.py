@@ -7,10 +7,13 @@ nothing lands; files are read in the order of their paths, so the same span give
 from __future__ import annotations
 
 import hashlib
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from functools import cached_property
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
@@ -124,19 +127,23 @@ class FileReader:
             rows += file.rows
         return Span(self.name, "", tuple(slices), {"rows": rows})
 
-    def read(self, span: Span) -> Iterator[pa.Table]:
+    def read(self, span: Span, taste: Callable[[Path, str], str | None] | None = None) -> Iterator[pa.Table]:
         """Yield the rows of the span's files.
 
+        :param taste: says why a copy of a file, of a format, must not be read here; None: all are read.
         :raises SourceError: when a file is gone or has changed since it was planned; a retry does not help.
         """
-        reader = _READERS[self._format_of([s.partition for s in span.slices])]
+        format = self._format_of([s.partition for s in span.slices])
         for part in span.slices:
             digest = hashlib.sha256()
             with self._open(part.partition) as file:
-                names = RowNames(part.partition, part.digest)
-                with unpacked(file, part.partition, digest.update) as (plain, seen):
-                    for table in reader(plain, names, seen):
-                        yield with_partitions(table, part.partition)
+                fault = _tasted(file, part.partition, format, taste) if taste else None
+                if fault:
+                    while chunk := file.read(CHUNK):
+                        digest.update(chunk)
+                    yield RowNames(part.partition, part.digest).fault(0, fault, None)
+                else:
+                    yield from read_rows(file, part, format, digest.update)
             if f"sha256:{digest.hexdigest()}" != part.digest:
                 raise SourceError(
                     f"{part.partition} in {self._uri} has changed since it was planned: SHA-256 was "
@@ -275,9 +282,28 @@ class FileReader:
         )
 
 
+def read_rows(file: BinaryIO, part: Slice, format: str, seen: Seen) -> Iterator[pa.Table]:
+    """Yield the rows of one file.
+
+    :param part: its path, by which it is unpacked, and its digest, by which its rows are named.
+    :param seen: is fed the file's own bytes.
+    """
+    with unpacked(file, part.partition, seen) as (plain, see):
+        for table in _READERS[format](plain, RowNames(part.partition, part.digest), see):
+            yield with_partitions(table, part.partition)
+
+
+def _tasted(file: BinaryIO, path: str, format: str, taste: Callable[[Path, str], str | None]) -> str | None:
+    with tempfile.NamedTemporaryFile(suffix=f"-{PurePosixPath(path).name[-100:]}") as copy:
+        shutil.copyfileobj(file, copy, CHUNK)
+        copy.flush()
+        file.seek(0)
+        return taste(Path(copy.name), format)
+
+
 def _parquet_rows(file: BinaryIO) -> int:
     file.seek(0)
     try:
-        return int(pq.ParquetFile(file).metadata.num_rows)
+        return max(int(pq.ParquetFile(file).metadata.num_rows), 1)
     except (pa.ArrowException, OSError, ValueError):
         return 1  # reading it gives one row at fault

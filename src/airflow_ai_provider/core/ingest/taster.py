@@ -1,7 +1,8 @@
 """A process that tries payloads out: each try in a fork of its own, and those that end it are named one by one.
 
-Run as ``python -m`` by :mod:`.contain`. Standard input: a pickled ``decode(payloads)``, then blocks, each eight bytes
-of length and an Arrow stream of one column; standard output: one JSON line per block, position → what ended a process.
+Run as ``python -m`` by :mod:`.contain`. Standard input: pickled seconds per row and ``decode(payloads)``, then blocks,
+each eight bytes of length and an Arrow stream of one column; standard output: one JSON line per block, position → what
+ended a process.
 
 Invariants: it imports what decoding needs and starts no thread, so that forking is safe; a row is named only if it ends
 a process alone; an exception is no end, the task meets it by itself.
@@ -17,48 +18,52 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 
 DEADLINE_S = 30.0
-"""How long a row may take; a block gets 2 ms more for each of its rows, a hundred times what they need."""
+"""How long a block may take, beside what its rows may."""
 
 
 def serve(requests: BinaryIO, answers: BinaryIO) -> None:
     """Answer until there are no more blocks."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-    decode: Callable[[pa.Array], object] = pickle.load(requests)
+    row_s: float
+    decode: Callable[[pa.Array], object]
+    row_s, decode = pickle.load(requests)
     _decode_here(decode, pa.array([], pa.binary()))  # loads the parsers once, not once for each fork
     while size := requests.read(8):
         block = pa.ipc.open_stream(requests.read(int.from_bytes(size))).read_all()
         payloads = block.column(0).combine_chunks()
-        answers.write(json.dumps(find_deadly(decode, payloads)).encode() + b"\n")
+        answers.write(json.dumps(find_deadly(decode, payloads, row_s=row_s)).encode() + b"\n")
         answers.flush()
 
 
-def find_deadly(decode: Callable[[pa.Array], object], payloads: pa.Array, first: int = 0) -> dict[int, str]:
+def find_deadly(
+    decode: Callable[[pa.Array], object], payloads: pa.Array, first: int = 0, row_s: float = 0.002
+) -> dict[int, str]:
     """Return position → what ended a process that decoded this payload alone.
 
     Halves what ends one, so a block costs one fork, and a deadly row about twice the logarithm of the block's size.
     """
-    end = _try_out(decode, payloads)
+    end = _try_out(decode, payloads, DEADLINE_S + row_s * len(payloads))
     if not end:
         return {}
     if len(payloads) == 1:
         return {first: end}
     half = len(payloads) // 2
-    found = find_deadly(decode, payloads.slice(0, half), first)
-    return found | find_deadly(decode, payloads.slice(half), first + half)
+    found = find_deadly(decode, payloads.slice(0, half), first, row_s)
+    return found | find_deadly(decode, payloads.slice(half), first + half, row_s)
 
 
-def _try_out(decode: Callable[[pa.Array], object], payloads: pa.Array) -> str:
+def _try_out(decode: Callable[[pa.Array], object], payloads: pa.Array, deadline_s: float) -> str:
     """Decode in a fork; return what ended it, or an empty text."""
     pid = os.fork()
     if pid == 0:
         _decode_here(decode, payloads)
         os._exit(0)
-    deadline_s = DEADLINE_S + 0.002 * len(payloads)
     code = _wait(pid, deadline_s)
     if code is None:
         os.kill(pid, signal.SIGKILL)
@@ -94,6 +99,30 @@ def decode_json(schema: dict[str, str], payloads: pa.Array) -> Any:
 
     ids = pa.repeat(pa.scalar("", pa.string()), len(payloads))
     return RowDecoder(schema, "json").decode(pa.table({ROW_ID: ids, PAYLOAD: payloads}))
+
+
+def decode_files(memory: int, payloads: pa.Array) -> None:
+    """Read files as ingest does; one that needs more memory ends the process, for a small file can stand for any size.
+
+    :param memory: bytes, beside what the process has anyhow.
+    """
+    from airflow_ai_provider.core.batch import Slice
+    from airflow_ai_provider.core.ingest.files import read_rows
+
+    for asked in map(json.loads, payloads.to_pylist()):
+        _limit_memory(memory)
+        try:
+            with open(asked["path"], "rb") as file:
+                for _ in read_rows(file, Slice(asked["path"], 0, 1, "sha256:"), asked["format"], lambda chunk: None):
+                    pass
+        except MemoryError:
+            os.kill(os.getpid(), signal.SIGKILL)  # as the kernel would do with the task
+
+
+def _limit_memory(memory: int) -> None:
+    with suppress(OSError, ValueError), open("/proc/self/statm") as file:  # only Linux says what a process has
+        limit = int(file.read().split()[0]) * resource.getpagesize() + memory
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 def decode_encoded(open_decoder: Callable[[], Any], payloads: pa.Array) -> Any:
