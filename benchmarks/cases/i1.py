@@ -2,7 +2,8 @@
 
 The limit is ``session.run`` alone, on arrays that lie in memory, with the best of several batch sizes and ways of using
 the cores. Ours reads a landed batch (parts of 100 000 rows, as ingest lands them), proves digests, predicts, accounts
-for every row, writes and lands. The neighbours are MLflow's pyfunc on the same model and the same files.
+for every row, writes and lands. The neighbours have the same model and the same files: MLflow's pyfunc, the session
+called row by row, and Ray Data on this machine.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Case, Place, Run
+from benchmarks.harness import ROOT, Case, Place, Run
 
 PART_ROWS = 100_000
 NAMES = [f"f{i}" for i in range(12)]
@@ -228,6 +229,84 @@ def open_chunks(place: Place) -> Run:
     return run
 
 
+def open_row_by_row(place: Place) -> Run:
+    """The session called with one row after the other: one row in a hundred, and the time a hundred times."""
+    import numpy as np
+    import onnxruntime as ort
+    import pandas as pd
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(str(model_path(place)), options, providers=["CPUExecutionProvider"])
+
+    def run() -> float:
+        folder = output(place, "rows")
+        started = time.perf_counter()
+        for number, path in enumerate(parts(place)):
+            frame = pd.read_parquet(path).iloc[::100]
+            values = frame[NAMES].to_numpy(np.float32)
+            scores = [session.run(None, {"X": values[i : i + 1]})[0] for i in range(len(values))]
+            answer = {"probabilities": np.concatenate(scores)}
+            _predictions(frame, answer).to_parquet(folder / f"{number:05d}.parquet")
+        return (time.perf_counter() - started) * 100
+
+    return run
+
+
+class _OnRay:
+    """What people write for Ray Data's ``map_batches``: a session per actor."""
+
+    def __init__(self, path: str) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
+        import numpy as np
+
+        scores = self._session.run(None, {"X": np.column_stack([rows[name] for name in NAMES]).astype(np.float32)})[0]
+        named = {name: scores[:, position] for position, name in enumerate(CLASSES)}
+        chosen = np.asarray(CLASSES)[scores.argmax(axis=1)]
+        return {"_row_id": rows["_row_id"], "prediction": chosen, "score": scores.max(axis=1).astype(float), **named}
+
+
+def open_ray_data(place: Place) -> Run:
+    """Ray Data on this machine: read, map in batches of 4 096 on an actor per core, write."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    import ray
+
+    logging.disable(logging.WARNING)
+    cores = len(os.sched_getaffinity(0))
+    ray.init(
+        address="local",
+        num_cpus=cores,
+        include_dashboard=False,
+        _node_ip_address="127.0.0.1",
+        object_store_memory=1 << 30,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+    )
+    ray.data.DataContext.get_current().enable_progress_bars = False
+
+    def run() -> float:
+        folder = output(place, "ray")
+        started = time.perf_counter()
+        rows = ray.data.read_parquet([str(path) for path in parts(place)])
+        predicted = rows.map_batches(
+            _OnRay,
+            fn_constructor_args=[str(model_path(place))],
+            batch_size=4096,
+            compute=ray.data.ActorPoolStrategy(size=cores),
+            num_cpus=0.5,  # else the actors hold every core, and nobody reads
+        )
+        predicted.write_parquet(str(folder))
+        return time.perf_counter() - started
+
+    return run
+
+
 def check(place: Place) -> None:
     """Hold every contender's first output against the limit's probabilities, row by row."""
     import numpy as np
@@ -237,20 +316,26 @@ def check(place: Place) -> None:
     expected = np.load(place.folder / "out/limit/probabilities.npy")
     ids = pa.concat_tables([pq.read_table(path, columns=["_row_id"]) for path in parts(place)])["_row_id"].to_pylist()
     assert len(expected) == place.size == len(set(ids))
-    ours = sorted((place.folder / "store/ours/predictions").glob("*/predictions/*.parquet"))
-    for who, files in {
-        "ours": ours,
-        "whole": sorted((place.folder / "out/whole").glob("*.parquet")),
-        "chunks": sorted((place.folder / "out/chunks").glob("*.parquet")),
-    }.items():
-        found = pa.concat_tables([pq.read_table(path) for path in files])
-        assert found["_row_id"].to_pylist() == ids, f"{who}: other rows, or another order"
+    place_of = {row: position for position, row in enumerate(ids)}
+    sampled = [
+        row for path in parts(place) for row in pq.read_table(path, columns=["_row_id"])["_row_id"].to_pylist()[::100]
+    ]
+    ours = (place.folder / "store/ours/predictions").glob("*/predictions/*.parquet")
+    others = {who: (place.folder / "out" / who).glob("*.parquet") for who in ("whole", "chunks", "rows", "ray")}
+    for who, files in {"ours": ours, **others}.items():
+        found = pa.concat_tables([pq.read_table(path) for path in sorted(files)])
+        rows = found["_row_id"].to_pylist()
+        if who == "ray":  # which keeps no order
+            assert sorted(rows) == sorted(ids), f"{who}: other rows"
+        else:
+            assert rows == (sampled if who == "rows" else ids), f"{who}: other rows, or another order"
+        wanted = expected[[place_of[row] for row in rows]]
         if who == "ours":
             scores = np.asarray(found["probabilities"].combine_chunks().flatten()).reshape(-1, 3)
         else:
             scores = np.column_stack([found[name].to_numpy() for name in CLASSES])
-        assert np.allclose(scores, expected, atol=1e-6), f"{who}: other probabilities"
-        chosen = [CLASSES[i] for i in expected.argmax(axis=1)]
+        assert np.allclose(scores, wanted, atol=1e-6), f"{who}: other probabilities"
+        chosen = [CLASSES[i] for i in wanted.argmax(axis=1)]
         assert found["prediction"].to_pylist() == chosen, f"{who}: other predictions"
 
 
@@ -267,6 +352,8 @@ CASE = Case(
         "ours": open_ours,
         "pyfunc, whole frame": open_whole,
         "pyfunc, chunks of 10 000": open_chunks,
+        "row by row (1 in 100, times 100)": open_row_by_row,
+        "Ray Data": open_ray_data,
     },
-    packages=("onnxruntime", "pyarrow", "numpy", "mlflow", "pandas"),
+    packages=("onnxruntime", "pyarrow", "numpy", "mlflow", "pandas", "ray"),
 )
