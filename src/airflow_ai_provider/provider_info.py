@@ -15,7 +15,7 @@ def get_provider_info() -> dict[str, Any]:
         "description": "Validated ingestion, pinned inference, decisions by confidence and actions with undo.",
         "connection-types": _CONNECTION_TYPES,
         "config": _CONFIG,
-        "extra-links": [f"{_PACKAGE}.operators.{link}" for link in ("infer.ModelVersionLink", "ingest.DataDocsLink")],
+        "extra-links": [f"{_PACKAGE}.operators.{link}" for link in ("infer.ModelVersionLink", "landed.DataDocsLink")],
         "triggers": [
             {
                 "integration-name": "AI",

@@ -13,7 +13,7 @@ from airflow.serialization.serialized_objects import DagSerialization
 
 import airflow_ai_provider as face
 from airflow_ai_provider import errors
-from airflow_ai_provider.operators.ingest import _source_value, _window
+from airflow_ai_provider.operators.source import source_value, window_of
 from airflow_ai_provider.retry import RETRY_POLICY
 from airflow_ai_provider.run import Run
 
@@ -149,10 +149,10 @@ def test_a_run_without_a_data_interval_is_never_quietly_taken_for_what_comes_nex
     )
     for source, run_type in ((kafka, "manual"), (face.KafkaSource("t"), "backfill")):
         with pytest.raises(errors.SpecError, match="takes t by its data interval, and has none"):
-            _window(source, Run("p", "r", "r/ingest/-1", run_type))
-        assert _window(source, Run("p", "r", "r/ingest/-1", run_type, window)) == window
-    assert _window(face.KafkaSource("t"), Run("p", "r", "r/ingest/-1", "scheduled", window)) is None
-    assert _window(face.FileSource("x/*.csv"), Run("p", "r", "r/ingest/-1", "backfill")) is None
+            window_of(source, Run("p", "r", "r/ingest/-1", run_type))
+        assert window_of(source, Run("p", "r", "r/ingest/-1", run_type, window)) == window
+    assert window_of(face.KafkaSource("t"), Run("p", "r", "r/ingest/-1", "scheduled", window)) is None
+    assert window_of(face.FileSource("x/*.csv"), Run("p", "r", "r/ingest/-1", "backfill")) is None
 
 
 def test_a_sources_texts_are_rendered_and_its_schema_file_read(tmp_path: Path) -> None:
@@ -163,6 +163,6 @@ def test_a_sources_texts_are_rendered_and_its_schema_file_read(tmp_path: Path) -
         task = face.ValidatedIngestOperator(task_id="ingest", source=source)
     assert task.render_template(source, {"topic": "biopsies"}).topic == "biopsies"
     assert source.topic == "{{ topic }}"
-    assert _source_value(source, dag).reader_schema == '"string"'  # type: ignore[union-attr]
+    assert source_value(source, dag).reader_schema == '"string"'  # type: ignore[union-attr]
     with pytest.raises(errors.SpecError, match="'y.avsc' not found"):
-        _source_value(face.KafkaSource("t", format="avro", reader_schema="y.avsc"), dag)
+        source_value(face.KafkaSource("t", format="avro", reader_schema="y.avsc"), dag)

@@ -26,7 +26,7 @@ from airflow_ai_provider.core.ingest.replay import prepare_replay
 from airflow_ai_provider.core.ledger import Claim, Ledger
 from airflow_ai_provider.core.store import Store
 from airflow_ai_provider.errors import SpecError
-from airflow_ai_provider.operators.ingest import _send_letters
+from airflow_ai_provider.operators.landed import send_dead_letters
 from airflow_ai_provider.run import Run
 
 SUITE = {
@@ -110,7 +110,7 @@ def test_rejected_rows_are_not_sent_to_where_they_come_from(stored: tuple[Store,
     ref = BatchRef("batch", "t-1", "u", "sha256:0", {"read": 1, "accepted": 0, "quarantined": 1})
     landed = Claim("p", "k", Span("kafka:t", "", (Slice("0", 0, 1),)), "landed", ref, "r")
     with pytest.raises(SpecError, match="would come back for ever"):
-        _send_letters(Run("p", "r", "k", "manual"), landed, *stored, KafkaSink("t"))
+        send_dead_letters(Run("p", "r", "k", "manual"), landed, *stored, KafkaSink("t"))
 
 
 def test_a_sink_is_a_topic() -> None:

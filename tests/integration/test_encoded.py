@@ -166,7 +166,7 @@ def test_a_format_that_needs_a_registry_says_so() -> None:
 def test_the_operators_way_from_connections(
     kafka_broker: KafkaBroker, schema_registry: SchemaRegistryServer, monkeypatch: pytest.MonkeyPatch, airflow_db: None
 ) -> None:
-    from airflow_ai_provider.operators.ingest import _open_reader
+    from airflow_ai_provider.operators.source import open_reader
     from airflow_ai_provider.run import Run
 
     topic = kafka_broker.create_topic(f"avro-{uuid.uuid4().hex[:8]}", partitions=2)
@@ -177,7 +177,7 @@ def test_the_operators_way_from_connections(
     registry = {"conn_type": "schema_registry", "host": schema_registry.url.replace(f":{schema_registry.port}", "")}
     monkeypatch.setenv("AIRFLOW_CONN_KAFKA_DEFAULT", json.dumps(kafka))
     monkeypatch.setenv("AIRFLOW_CONN_SCHEMA_REGISTRY_DEFAULT", json.dumps({**registry, "port": schema_registry.port}))
-    reader = _open_reader(KafkaSource(topic, format="avro"), ("id", "size"), Run("p", "r1", "r1/ingest", "manual"))
+    reader = open_reader(KafkaSource(topic, format="avro"), ("id", "size"), Run("p", "r1", "r1/ingest", "manual"))
     table = pa.concat_tables(reader.read(reader.plan({}, {}, None, None)), promote_options="default")
     reader.close()
     assert table["id"].to_pylist() == ["a", None]

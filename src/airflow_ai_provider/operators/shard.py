@@ -8,17 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
-from airflow_ai_provider.operators.ingest import (
-    DataDocsLink,
-    SourceOperator,
-    _after_landing,
-    _asked,
-    _documented,
-    _open_reader,
-    _open_validator,
-    _source_value,
-    _write_docs,
-)
+from airflow_ai_provider.operators.landed import DataDocsLink, after_landing, documented, write_docs
+from airflow_ai_provider.operators.source import SourceOperator, asked_of, open_reader, open_validator_of, source_value
 from airflow_ai_provider.retry import retried
 from airflow_ai_provider.run import run_of
 
@@ -77,10 +68,10 @@ class PlanIngestOperator(SourceOperator):
         if run.replay:
             return [{"replay": run.replay}]
         written = source_from_dict(self.source) if isinstance(self.source, Mapping) else self.source
-        source = _source_value(written, self.dag)
-        asked = _asked(run, source, self.limits, None)
+        source = source_value(written, self.dag)
+        asked = asked_of(run, source, self.limits, None)
         ledger = LedgerHook(self.ledger_conn_id).get_ledger()
-        with closing(_open_reader(source, (), run)) as reader:
+        with closing(open_reader(source, (), run)) as reader:
             refs = plan_shards(reader, ledger, asked, int(self.shards))
         self.log.info("batch %s: %s shard(s), about %s each", refs[0].batch_id, len(refs), f"{refs[0].size:,}")
         # as written: where a relative path leads is for each worker to say
@@ -125,9 +116,9 @@ class IngestShardOperator(BaseOperator):
             return {**self.shard, "expectations": self.expectations}
         from airflow_ai_provider.core.ingest.flow import Ingest
 
-        run, validator = run_of(context), _open_validator(self.expectations, self.dag)
-        source = _source_value(self.shard["source"], self.dag)
-        with closing(_open_reader(source, tuple(validator.schema), run)) as reader:
+        run, validator = run_of(context), open_validator_of(self.expectations, self.dag)
+        source = source_value(self.shard["source"], self.dag)
+        with closing(open_reader(source, tuple(validator.schema), run)) as reader:
             done = Ingest(reader, validator, *_places(self), _claimed(run)).shard(_shard_ref(self.shard))
         return {**done.to_dict(), "source": self.shard["source"], "expectations": self.expectations}
 
@@ -178,18 +169,18 @@ class LandBatchOperator(BaseOperator):
 
         run, parts = run_of(context), list(self.parts)
         first: Mapping[str, Any] = parts[0] if parts else {}
-        validator = _open_validator(first.get("expectations"), self.dag)
+        validator = open_validator_of(first.get("expectations"), self.dag)
         store, ledger = _places(self)
-        with _documented(self, first.get("expectations"), context, store):
+        with documented(self, first.get("expectations"), context, store):
             if "replay" in first:
                 ref = land_replay(store, ledger, validator, first["replay"], pipeline=run.pipeline, run_id=run.run_id)
             else:
-                source = _source_value(first.get("source") or {}, self.dag)
-                with closing(_open_reader(source, tuple(validator.schema), run)) as reader:
+                source = source_value(first.get("source") or {}, self.dag)
+                with closing(open_reader(source, tuple(validator.schema), run)) as reader:
                     work = Ingest(reader, validator, store, ledger, _claimed(run, self.max_rejected))
                     ref = work.land([_shard_ref(part) for part in parts])
-        _write_docs(self, first.get("expectations"), context, store, ref)
-        _after_landing(run, ref, store, ledger, self.dead_letters)
+        write_docs(self, first.get("expectations"), context, store, ref)
+        after_landing(run, ref, store, ledger, self.dead_letters)
         return ref.to_dict()
 
 
