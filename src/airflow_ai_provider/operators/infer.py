@@ -204,7 +204,8 @@ class BatchInferenceOperator(BaseOperator):
         from airflow_ai_provider.hooks.mlflow import MlflowRegistryHook
 
         registry, run = MlflowRegistryHook(self.mlflow_conn_id).tracking_uri, run_of(context)
-        return this_worker().engine(pin, self.device, registry, owner=f"{run.pipeline}/{run.task_key}")
+        owner = f"{run.pipeline}/{run.task_key}"
+        return this_worker().engine(pin, self.device, registry, tuning=runner.tuning, owner=owner)
 
 
 class GatherPredictionsOperator(BaseOperator):

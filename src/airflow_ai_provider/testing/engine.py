@@ -57,6 +57,9 @@ class ArithmeticEngine:
             raise SignatureError(f"the rows have no column {', '.join(missing)}. Add it at ingest.", missing=missing)
         return self._columns
 
+    def warm_up(self, batch_size: int) -> None:
+        """Do nothing: the first call takes as long as the others."""
+
     def predict(self, rows: pa.Table, batch_size: int) -> pa.Table:
         """Return one line per row, in the rows' order."""
         self._before(rows)

@@ -12,7 +12,14 @@ from airflow_ai_provider.errors import SpecError
 
 def test_what_was_written_is_read_again() -> None:
     cluster = Runner(engine="ray", cluster="auto", workers=3)
-    for runner in (Runner(), Runner(64), Runner(endpoint="triton"), Runner(1, "triton"), cluster):
+    for runner in (
+        Runner(),
+        Runner(64),
+        Runner(precision="float16", compile=True),
+        Runner(endpoint="triton"),
+        Runner(1, "triton"),
+        cluster,
+    ):
         assert Runner.from_dict(runner.to_dict()) == runner
         assert Runner.from_dict(runner.to_dict()).digest == runner.digest
     assert Runner(64).digest != Runner(65).digest
@@ -22,6 +29,7 @@ def test_what_was_written_is_read_again() -> None:
 def test_a_mapping_may_hold_what_templates_render() -> None:
     assert Runner.from_dict({"batch_size": "64", "endpoint": ""}) == Runner(64)
     assert Runner.from_dict({"batch_size": "None", "endpoint": None}) == Runner()
+    assert Runner.from_dict({"compile": "True", "precision": "None"}) == Runner(compile=True)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +46,9 @@ def test_a_mapping_may_hold_what_templates_render() -> None:
         ({"cluster": "auto", "workers": "2"}, ["cluster", "workers"]),
         ({"engine": "ray", "endpoint": "triton"}, ["endpoint"]),
         ({"engine": "spark", "cluster": " ", "workers": 0}, ["cluster", "workers"]),
+        ({"precision": "int8", "compile": "yes"}, ["precision", "compile"]),
+        ({"precision": "float32", "endpoint": "triton"}, ["precision"]),
+        ({"precision": "float16", "compile": True, "endpoint": "triton"}, ["precision", "compile"]),
         (["batch_size"], [""]),
     ],
 )

@@ -16,12 +16,14 @@ import platform
 import re
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from airflow_ai_provider import errors
 from airflow_ai_provider.core.batch import ACCEPTED, BatchRef, Pin
 from airflow_ai_provider.core.infer.batch_size import SizeMemory
+from airflow_ai_provider.core.infer.engine import Engine
 from airflow_ai_provider.core.infer.gather import ShardReport, gather, predict_shard
 from airflow_ai_provider.core.infer.runner import Runner
 from airflow_ai_provider.core.infer.shard import MOST, Shard, shards
@@ -69,7 +71,7 @@ class Job:
                 self.batch,
                 self.pin,
                 self.store,
-                lambda: _warm.lent(self.worker, self.pin, self.device, self.registry, owner=self.pipeline),
+                self._lent,
                 Shard.parse(shard),
                 pipeline=self.pipeline,
                 batch_size=self.runner.batch_size,
@@ -78,6 +80,10 @@ class Job:
         except AiProviderError as error:
             return {"shard": shard, "error": type(error).__name__, "said": str(error), "on": platform.node()}
         return {"shard": shard, "report": report.to_dict(), "on": platform.node()}
+
+    def _lent(self) -> AbstractContextManager[Engine]:
+        tuning = self.runner.tuning
+        return _warm.lent(self.worker, self.pin, self.device, self.registry, tuning=tuning, owner=self.pipeline)
 
 
 def infer_on_cluster(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from airflow_ai_provider.core.batch import Pin
+from airflow_ai_provider.core.infer.tuning import AS_IT_IS, Tuning, demand
 from airflow_ai_provider.errors import DeviceError, MissingExtraError, ModelPinError, ModelTrustError, SpecError
 
 if TYPE_CHECKING:
@@ -46,6 +47,12 @@ class Engine(Protocol):
     def needs(self, schema: pa.Schema) -> Sequence[str]:
         """Return the columns that :meth:`predict` reads, or raise SignatureError when the rows do not fit."""
 
+    def warm_up(self, batch_size: int) -> None:
+        """Make one call of the size that calls will have, where the first one takes longer than the others.
+
+        :raises MemoryError: it did not fit into memory; the caller tries again with a smaller ``batch_size``.
+        """
+
     def predict(self, rows: pa.Table, batch_size: int) -> pa.Table:
         """Return one line per row, in the rows' order.
 
@@ -65,14 +72,19 @@ class Engine(Protocol):
     def __exit__(self, *failure: object) -> None: ...
 
 
-def open_engine(pin: Pin, folder: str | Path, device: str = "auto") -> Engine:
+def open_engine(
+    pin: Pin, folder: str | Path, device: str = "auto", tuning: Tuning = AS_IT_IS, builds: Path | None = None
+) -> Engine:
     """Load a pinned model on a device.
 
     :param pin: what the run resolved.
     :param folder: the pin's files, already proved (:func:`~airflow_ai_provider.core.infer.cache.fetch`).
     :param device: ``auto`` and ``cuda`` take a GPU when there is one (``cuda`` warns when not), ``cpu`` does not,
         ``require_cuda`` refuses to run without.
-    :raises DeviceError: the session does not run on the required device; no retry helps.
+    :param tuning: how the model is made faster.
+    :param builds: folder where compiled models are kept for the next time; None compiles anew each time.
+    :raises DeviceError: the session does not run on the required device, or cannot be compiled for it; no retry helps.
+    :raises SpecError: no such device, or a tuning that this kind of model cannot have; no retry helps.
     :raises SignatureError: the model does not take what its signature says; no retry helps.
     """
     if device not in DEVICES:
@@ -84,14 +96,17 @@ def open_engine(pin: Pin, folder: str | Path, device: str = "auto") -> Engine:
         if pin.flavor == "onnx":
             from airflow_ai_provider.core.infer.onnx import OnnxEngine
 
-            engine = OnnxEngine(pin, model_file(pin, Path(folder)), device)
+            engine = OnnxEngine(pin, model_file(pin, Path(folder)), device, tuning, builds)
         elif pin.flavor == "torch":
             from airflow_ai_provider.core.infer.torch import TorchEngine
 
-            engine = TorchEngine(pin, model_file(pin, Path(folder)), device)
+            engine = TorchEngine(pin, model_file(pin, Path(folder)), device, tuning, builds)
         elif pin.flavor == "pyfunc":
             from airflow_ai_provider.core.infer.pyfunc import PyfuncEngine
 
+            own_code = "its own Python code runs it. Export it to ONNX or torch, or leave this out."
+            demand(tuning.precision is None, "precision", own_code)
+            demand(not tuning.compile, "compile", own_code)
             engine = PyfuncEngine(pin, Path(folder), device)
         else:
             raise _unopened(pin)

@@ -185,14 +185,25 @@ class _Job:
     def run(self, sources: Mapping[int, Part]) -> list[DonePart]:
         """Return every part, kept or predicted, in order."""
         done = {number: self.shelf.done(number, source) for number, source in sources.items()}
-        self.told.kept(sum(kept.part.row_count for kept in done.values() if kept))
         todo = [(number, source) for number, source in sources.items() if done[number] is None]
+        self.told.kept(sum(kept.part.row_count for kept in done.values() if kept))
+        if todo:
+            self._warm_up()
+            self.told.start()
         with ExitStack() as stack:
             # Leaving the stack, by an error too, waits for what runs and drops what does not run yet.
             read, work, write = (_pool(stack, size) for size in (1, self.engine.workers, 1))
             for number, result in self._overlapped(todo, read, work, write):
                 done[number] = result
         return [part for part in done.values() if part is not None]
+
+    def _warm_up(self) -> None:
+        while True:
+            size = self.size.now
+            try:
+                return self.engine.warm_up(size)
+            except MemoryError as error:
+                self.size.halve(size, error)
 
     def _overlapped(
         self,

@@ -33,6 +33,10 @@ class Progress:
         """Count rows that an earlier try has predicted: they are done, but tell nothing about the speed."""
         self._kept += row_count
 
+    def start(self) -> None:
+        """Start the clock anew: what was done before, such as a warm-up, says nothing about the speed."""
+        self._started = self._last = self._now()
+
     def advance(self, row_count: int) -> None:
         """Count rows that were predicted now, and say so when it is time."""
         self._done += row_count

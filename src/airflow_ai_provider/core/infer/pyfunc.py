@@ -78,6 +78,9 @@ class PyfuncEngine:
         """Return the columns that predict reads, or raise SignatureError."""
         return self._features.needs(schema)
 
+    def warm_up(self, batch_size: int) -> None:
+        """Do nothing: what the model's code does first is its own affair."""
+
     def predict(self, rows: pa.Table, batch_size: int) -> pa.Table:
         """Return one line per row, in the rows' order."""
         inputs = self._features.read(rows)

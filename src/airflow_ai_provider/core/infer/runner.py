@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from airflow_ai_provider.core.batch import digest_of
+from airflow_ai_provider.core.infer.tuning import Tuning
 from airflow_ai_provider.errors import SpecError
 
 Faults = list[tuple[str, str]]
@@ -31,6 +32,8 @@ class Runner:
     :param cluster: address of the cluster: Ray's (``auto``, ``ray://head:10001``) or Spark's master
         (``spark://head:7077``, ``sc://head``); None starts one on this worker.
     :param workers: how many of the cluster's tasks run at once; None: as many as it has room for.
+    :param precision: ``bfloat16`` or ``float16`` for the heavy operations; None keeps the model's own.
+    :param compile: compile the model for the device before the first row.
     :raises SpecError: on creation, with every fault; a retry does not help.
     """
 
@@ -39,6 +42,8 @@ class Runner:
     engine: str = "local"
     cluster: str | None = None
     workers: int | None = None
+    precision: str | None = None
+    compile: bool = False
 
     def __post_init__(self) -> None:
         faults: Faults = []
@@ -48,7 +53,12 @@ class Runner:
             )
         if self.endpoint is not None and not _is_text(self.endpoint):
             faults.append(("endpoint", f"{self.endpoint!r} names no connection. Give its id, or leave it out"))
-        _raise(faults + _cluster_faults(self))
+        _raise(faults + _cluster_faults(self) + _tuning_faults(self))
+
+    @property
+    def tuning(self) -> Tuning:
+        """What the model may do to be faster."""
+        return Tuning(self.precision, self.compile)
 
     @property
     def digest(self) -> str:
@@ -83,7 +93,19 @@ def _read(name: str, value: Any) -> Any:
             return int(value)
         except ValueError:
             return value  # the runner names it as a fault, with the others
+    if name == "compile" and isinstance(value, str):
+        return {"true": True, "false": False}.get(value.lower(), value)
     return value
+
+
+def _tuning_faults(runner: Runner) -> Faults:
+    faults = runner.tuning.faults
+    if not faults and runner.endpoint is not None:
+        given = [name for name in ("precision", "compile") if getattr(runner, name)]
+        faults = [
+            (name, "is for a model that is opened here; the model server has settings of its own") for name in given
+        ]
+    return faults
 
 
 def _cluster_faults(runner: Runner) -> Faults:

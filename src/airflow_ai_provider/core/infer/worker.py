@@ -13,11 +13,13 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from airflow_ai_provider.core.batch import Pin
 from airflow_ai_provider.core.infer import cache, lease
 from airflow_ai_provider.core.infer.engine import Engine, open_engine
+from airflow_ai_provider.core.infer.tuning import AS_IT_IS, Tuning
 
 log = logging.getLogger(__name__)
 _GB = 1_000_000_000
@@ -40,12 +42,19 @@ class Worker:
 
     @contextmanager
     def engine(
-        self, pin: Pin, device: str, registry: str | Callable[[], str] = "", *, owner: str = ""
+        self,
+        pin: Pin,
+        device: str,
+        registry: str | Callable[[], str] = "",
+        *,
+        tuning: Tuning = AS_IT_IS,
+        owner: str = "",
     ) -> Iterator[Engine]:
         """Open a pinned model, and close it in the end.
 
         :param device: as :func:`~airflow_ai_provider.core.infer.engine.open_engine` takes it.
         :param registry: tracking URI of the registry, or what gives it; asked only when the files are not here.
+        :param tuning: how the model is made faster; what it compiles is kept beside the models.
         :param owner: who leases a GPU, for those who wait for it.
         :raises DeviceBusyError: all GPUs stayed taken; a retry may help. Also what fetching and opening raise.
         """
@@ -56,7 +65,8 @@ class Worker:
             devices = lease.visible_devices() if self.lease_dir and device != "cpu" else []
             if devices:
                 leasing.enter_context(lease.leased(devices, self.lease_dir, owner=owner, patience_s=self.patience_s))
-            engine = stack.enter_context(open_engine(pin, folder, device))
+            builds = Path(self.cache_dir) / ".builds"
+            engine = stack.enter_context(open_engine(pin, folder, device, tuning, builds))
             if engine.device == "cpu":
                 leasing.close()
             yield engine
@@ -69,19 +79,29 @@ class WarmEngines:
     """
 
     def __init__(self) -> None:
-        self._key = ("", "")
+        self._key = ("", "", AS_IT_IS)
         self._opened = ExitStack()
         self._engine: Engine | None = None
 
-    def engine(self, worker: Worker, pin: Pin, device: str, registry: str = "", *, owner: str = "") -> Engine:
-        """Return an open engine, which stays this object's to close; another model or device closes the one before.
+    def engine(
+        self,
+        worker: Worker,
+        pin: Pin,
+        device: str,
+        registry: str = "",
+        *,
+        tuning: Tuning = AS_IT_IS,
+        owner: str = "",
+    ) -> Engine:
+        """Return an open engine, which stays this object's to close; another model, device or tuning closes the one
+        before.
 
         Parameters and errors are those of :meth:`Worker.engine`.
         """
-        if self._engine is None or self._key != (pin.digest, device):
+        if self._engine is None or self._key != (pin.digest, device, tuning):
             self.close()
-            self._engine = self._opened.enter_context(worker.engine(pin, device, registry, owner=owner))
-            self._key = (pin.digest, device)
+            self._engine = self._opened.enter_context(worker.engine(pin, device, registry, tuning=tuning, owner=owner))
+            self._key = (pin.digest, device, tuning)
         return self._engine
 
     @contextmanager

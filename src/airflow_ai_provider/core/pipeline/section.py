@@ -186,6 +186,8 @@ class Infer(Section):
     engine: Literal["local", "ray", "spark"] | None = None
     cluster: Text | None = None
     workers: Annotated[int, Field(ge=1)] | None = None
+    precision: Literal["bfloat16", "float16"] | None = None
+    compile: bool | None = None
     shards: Annotated[int, Field(ge=1, le=MOST)] | None = None
     gpu: Annotated[int, Field(ge=1)] | None = None
     pool: Text | None = None

@@ -114,6 +114,9 @@ class RemoteEngine:
         """Return the columns that predict reads, or raise SignatureError."""
         return self._features.needs(schema)
 
+    def warm_up(self, batch_size: int) -> None:
+        """Do nothing: the first call takes as long as the others."""
+
     def predict(self, rows: pa.Table, batch_size: int) -> pa.Table:
         """Return one line per row, in the rows' order."""
         inputs = self._features.read(rows)
