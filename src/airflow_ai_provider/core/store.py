@@ -11,7 +11,6 @@ at ``<part>.<any>.aside`` and moves to its name when it is whole (object stores 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import uuid
@@ -236,10 +235,10 @@ class BatchWriter:
         :return: the stored part, with its digest.
         """
         name = name or f"{sum(p.table == table for p in self.parts) if number is None else number:05d}"
-        sink = io.BytesIO()
+        sink = pa.BufferOutputStream()  # a file of Python's would ask for the interpreter lock with each page
         plain = rows.combine_chunks().replace_schema_metadata(None)
         pq.write_table(plain, sink, compression="zstd", version="2.6", use_dictionary=_repeating(plain))
-        data = sink.getvalue()
+        data = sink.getvalue().to_pybytes()
         part = Part(f"{table}/{name}.parquet", table, rows.num_rows, len(data), sha256(data))
         self._store.write_bytes(f"{self.folder}/{part.path}", data)
         self.parts.append(part)

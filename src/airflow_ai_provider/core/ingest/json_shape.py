@@ -192,10 +192,13 @@ class _Scratch:
 
 def _plain(payloads: pa.BinaryArray, body: npt.NDArray[np.uint8], edges: Ints) -> Mask:
     plain = np.ones(len(payloads), np.bool_) if payloads.null_count == 0 else mask_of(payloads.is_valid())
-    special = (body < _SPACE) | (body == _BACKSLASH)
-    if special.any():
-        plain[_rows_of(special, edges)] = False
-    if len(body) and body.max() > 0x7F:
+    if not len(body):
+        return plain
+    # least and greatest byte, each found in a pass that writes nothing: most chunks have no byte outside
+    escapes = body == _BACKSLASH
+    if body.min() < _SPACE or escapes.any():
+        plain[_rows_of((body < _SPACE) | escapes, edges)] = False
+    if body.max() > 0x7F:
         try:
             payloads.cast(pa.string())
         except pa.ArrowInvalid:

@@ -14,9 +14,11 @@ from airflow_ai_provider.errors import AiProviderError, ConnectionConfigError, S
 _FAST: dict[str, Any] = {
     "fetch.queue.backoff.ms": 1,
     "fetch.wait.max.ms": 50,
-    "queued.min.messages": 1_000_000,
-    "queued.max.messages.kbytes": 131_072,  # of each of the two consumers that may be at work
-    "max.partition.fetch.bytes": 8_388_608,
+    # what waits in the client: enough to answer the next call, and no more, for it is memory beside the block's; each
+    # of the two consumers that may be at work asks for more below both bounds, and is at most one answer above them
+    "queued.min.messages": 50_000,
+    "queued.max.messages.kbytes": 16_384,
+    "max.partition.fetch.bytes": 4_194_304,
     "fetch.max.bytes": 52_428_800,
 }
 _SAFE: dict[str, Any] = {

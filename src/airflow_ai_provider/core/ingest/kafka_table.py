@@ -6,6 +6,7 @@ Invariants: rows are the records, in their order; a row's id names topic, topic 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Protocol
 
 import numpy as np
@@ -51,9 +52,10 @@ def table_of(topic: str, identity: str, messages: Sequence[Record]) -> pa.Table:
 
 
 def _times(messages: Sequence[Record]) -> pa.Array:
-    kinds, times = zip(*map(type(messages[0]).timestamp, messages), strict=True)
-    column = numbers(np.fromiter(times, np.int64, len(times)), pa.timestamp("ms", tz="UTC"))
-    if 0 not in kinds:
+    # one flat run of kind, time, kind, time …: transposing the pairs would make two tuples as long as the messages
+    pairs = chain.from_iterable(map(type(messages[0]).timestamp, messages))
+    kinds, times = np.fromiter(pairs, np.int64, 2 * len(messages)).reshape(-1, 2).T
+    column = numbers(times, pa.timestamp("ms", tz="UTC"))
+    if kinds.all():
         return column
-    there = flags(np.fromiter(kinds, np.int64, len(kinds)) != 0)  # 0: the record has no time
-    return pc.if_else(there, column, pa.scalar(None, column.type))
+    return pc.if_else(flags(kinds != 0), column, pa.scalar(None, column.type))  # 0: the record has no time
