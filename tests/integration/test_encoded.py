@@ -88,6 +88,34 @@ def test_an_avro_topic_is_landed_with_its_schemas(
 
 
 @pytest.mark.integration
+def test_a_topic_of_framed_json_is_landed_with_its_schemas(
+    kafka_broker: KafkaBroker, schema_registry: SchemaRegistryServer, tmp_path: Path
+) -> None:
+    topic = kafka_broker.create_topic(f"json-{uuid.uuid4().hex[:8]}", partitions=2)
+    text = json.dumps({"type": "object", "properties": {"id": {"type": "string"}}})
+    number = schema_registry.register(f"{topic}-value", text, "JSON")
+    heads = {n: b"\0" + n.to_bytes(4, "big") for n in (number, 10**6)}
+    good = [heads[number] + b'{"id":"r%d","size":%d}' % (i, i) for i in range(6)]
+    bad = [heads[10**6] + b"{}", b'{"id":"bare"}']
+    produce(kafka_broker, topic, [*good, *bad])
+    source = open_source(
+        KafkaSource(topic, key="id", format="json_schema"),
+        kafka_config={"bootstrap.servers": kafka_broker.bootstrap},
+        schemas=SchemaRegistry(schema_registry.url, subject=f"{topic}-value"),
+    )
+    store = Store(f"file://{tmp_path}")
+    ref = ingest(source, AcceptAll(), store, MemoryLedger(), RUN)
+    accepted = rows_of(store, ref, "accepted")
+    assert sorted((row["id"], row["size"], row["_schema_id"]) for row in accepted) == [
+        (f"r{i}", i, number) for i in range(6)
+    ]
+    assert {row["_payload"] for row in rows_of(store, ref, "quarantine")} == set(bad)
+    facts = store.manifest(ref).facts
+    assert facts["reasons"] == {"broken_json": 1, "unknown_schema": 1}
+    assert facts["schemas"] == [{"id": number, "type": "JSON", "subject": f"{topic}-value", "version": 1}]
+
+
+@pytest.mark.integration
 def test_a_protobuf_topic_is_landed(
     kafka_broker: KafkaBroker, schema_registry: SchemaRegistryServer, tmp_path: Path
 ) -> None:

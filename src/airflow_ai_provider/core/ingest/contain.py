@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from airflow_ai_provider.core.batch import Span
 from airflow_ai_provider.core.ingest.block import cut
@@ -103,7 +104,11 @@ class Taster:
         faults: list[str | None] = [None] * block.num_rows
         for at, end in deadly.items():
             faults[at] = f"decoder_crashed: a process that decoded nothing else did not survive it; {end}"
-        return block.append_column(FAULT, pa.array(faults, pa.string()))
+        marked = pa.array(faults, pa.string())
+        if FAULT not in block.column_names:
+            return block.append_column(FAULT, marked)
+        known = block[FAULT]  # what has no frame is not decoded
+        return block.set_column(block.column_names.index(FAULT), FAULT, pc.coalesce(known, marked))
 
     def fault_of(self, path: Path, format: str) -> str | None:
         """Say why a file must not be read here; None when it may be."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from airflow_ai_provider.core.ingest.encoded.registry import Schemas
 
 _PLAIN = ("text", "bytes")
-_KAFKA_FORMATS = ("json", "avro", "protobuf", *_PLAIN)
+_KAFKA_FORMATS = ("json", "json_schema", "avro", "protobuf", *_PLAIN)
 _KAFKA_BY = ("cursor", "window")
 _PARTITION = re.compile(r"(?<!\{)\{partition(?::([^{}]+))?\}(?!\})")
 _FILE_FORMATS = ("auto", "jsonl", "csv", "parquet", "image")
@@ -36,11 +36,11 @@ class KafkaSource:
     :param by: ``cursor`` takes what was not taken yet (a backfill takes its data interval);
         ``window`` always takes the data interval, by the records' timestamps.
     :param kafka_conn_id: connection of type ``kafka``.
-    :param format: how a message's value is written: ``json``; ``avro`` or ``protobuf`` in Confluent's wire format;
-        ``text`` or ``bytes``, which is the column ``value``.
+    :param format: how a message's value is written: ``json``; ``json_schema``, ``avro`` or ``protobuf`` in Confluent's
+        wire format; ``text`` or ``bytes``, which is the column ``value``.
     :param group: consumer group whose offsets are published after landing, for lag tools only; None takes the
         connection's ``group.id``.
-    :param schema_registry_conn_id: connection of type ``schema_registry``, for Avro and Protobuf.
+    :param schema_registry_conn_id: connection of type ``schema_registry``, for these three.
     :param reader_schema: Avro schema (JSON text) or ``.proto`` text to read all messages by, or the name of such a file
         (``*.avsc``, ``*.proto``); None: each by the schema it was written by.
     :raises SpecError: on creation, when a value cannot be run; a retry does not help.
@@ -69,7 +69,7 @@ class KafkaSource:
     @property
     def has_schemas(self) -> bool:
         """True when messages can be read with a schema registry only."""
-        return self.format in ("avro", "protobuf")
+        return self.format in ("json_schema", "avro", "protobuf")
 
     @property
     def digest(self) -> str:
@@ -189,7 +189,7 @@ def open_source(
 
     :param kafka_config: client configuration of the Kafka connection, with ``bootstrap.servers``.
     :param storage_options: keyword arguments of the files' file system.
-    :param schemas: the schema registry, for Avro and Protobuf.
+    :param schemas: the schema registry, for formats that have schemas.
     :param columns: columns that the expectations declare: messages of a schema with none of them are rejected.
     :param folder: that files are named relative to; None: the path's own.
     :raises SpecError: when the reader schema cannot be used, or there is no registry; a retry does not help.
@@ -213,6 +213,7 @@ def open_source(
 
 
 def _encoded(reader: Source, value: KafkaSource, schemas: Schemas | None, columns: Sequence[str]) -> Source:
+    from airflow_ai_provider.core.ingest.encoded.framed_json import FramedJsonSource
     from airflow_ai_provider.core.ingest.encoded.source import open_encoded, open_plain
 
     if value.format in _PLAIN:
@@ -222,6 +223,8 @@ def _encoded(reader: Source, value: KafkaSource, schemas: Schemas | None, column
             f"KafkaSource: format={value.format!r} needs a schema registry; name its connection.",
             faults=[("schema_registry_conn_id", "no registry")],
         )
+    if value.format == "json_schema":
+        return FramedJsonSource(reader, schemas)
     return open_encoded(reader, value.format, schemas, value.reader_schema, columns)
 
 

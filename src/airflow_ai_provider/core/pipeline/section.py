@@ -151,9 +151,10 @@ class Ingest(Section):
 
     kafka: Text | None = None
     files: Text | None = None
-    format: Literal["auto", "json", "avro", "protobuf", "text", "bytes", "jsonl", "csv", "parquet", "image"] | None = (
-        None
-    )
+    format: (
+        Literal["auto", "json", "json_schema", "avro", "protobuf", "text", "bytes", "jsonl", "csv", "parquet", "image"]
+        | None
+    ) = None
     key: Text | None = None
     by: Literal["cursor", "window"] | None = None
     group: Text | None = None

@@ -37,7 +37,7 @@ from airflow_ai_provider.errors import SpecError
 T = TypeVar("T", bound=Section)
 TASKS = ("pin", "ingest_plan", "ingest_shard", "ingest", "infer_shard", "infer", "decide", "review", "undo")
 _FORMATS = {
-    "kafka": ("json", "avro", "protobuf", "text", "bytes"),
+    "kafka": ("json", "json_schema", "avro", "protobuf", "text", "bytes"),
     "files": ("auto", "jsonl", "csv", "parquet", "image"),
 }
 
@@ -197,7 +197,10 @@ def _source_faults(ingest: Ingest, source: str) -> Iterator[Fault]:
         for name in keys if kind != source else ():
             if getattr(ingest, name) is not None:
                 yield ("ingest", name), f"is for {kind}, and rows come from {source}. Leave it out"
-    if source == "kafka" and ingest.format not in ("avro", "protobuf"):
+    if source == "kafka" and ingest.format == "json_schema":
+        if ingest.reader_schema is not None:
+            yield ("ingest", "reader_schema"), "is for format: avro or protobuf. Write the format, or leave it out"
+    elif source == "kafka" and ingest.format not in ("avro", "protobuf"):
         for name in ("reader_schema", "schema_registry_conn_id"):
             if getattr(ingest, name) is not None:
                 yield ("ingest", name), "is for format: avro or protobuf. Write the format, or leave it out"

@@ -226,11 +226,9 @@ class WireDecoder:
         return self._opened[schema_id, mark]
 
     def _look_up(self, schema_id: int, mark: int) -> _Opened:
-        found = self.schemas.schema(schema_id) if schema_id > 0 else None
-        if found is None:
-            return _Opened(None, f"unknown_schema: the registry has no schema {schema_id}")
-        if found.kind != self.kind:
-            return _Opened(None, f"unknown_schema: {found} is {found.kind}, the topic's format is {self.kind}")
+        found = find_schema(self.schemas, schema_id, self.kind)
+        if isinstance(found, str):
+            return _Opened(None, found)
         try:
             decoder = self.open_schema(found, mark)
             self._fix(decoder.types, found)
@@ -275,6 +273,20 @@ class WireDecoder:
             return pa.nulls(count, type_)
         column = rows.columns[name]
         return column if column.type == type_ else column.cast(type_, safe=False)
+
+
+def find_schema(schemas: Schemas, schema_id: int, kind: str) -> RegisteredSchema | str:
+    """Return a schema, or why rows that name it are rejected.
+
+    :param kind: the registry's word for the topic's format.
+    :raises RegistryUnavailableError: when the registry did not say; a retry may help.
+    """
+    found = schemas.schema(schema_id) if schema_id > 0 else None
+    if found is None:
+        return f"unknown_schema: the registry has no schema {schema_id}"
+    if found.kind != kind:
+        return f"unknown_schema: {found} is {found.kind}, the topic's format is {kind}"
+    return found
 
 
 def _widens(type_: pa.DataType, fixed: pa.DataType) -> bool:
