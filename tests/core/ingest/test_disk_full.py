@@ -142,7 +142,7 @@ if may_mount():  # elsewhere the tests above, with the kernel's other way to ref
     def take_on(disk: Path, ledger: Ledger) -> BatchRef:
         return ingest(MemorySource({0: ROWS}), RULES, Store(str(disk / "store")), ledger, RUN)
 
-    @pytest.mark.parametrize("share", [0, 0.2, 0.4, 0.6, 0.8])
+    @pytest.mark.parametrize("share", [0, 0.15, 0.3, 0.45, 0.6])
     def test_no_room_for_parts_or_quarantine_or_manifest_lands_nothing(tmp_path: Path, share: float) -> None:
         ledger, whole = MemoryLedger(), take_on(tmp_path / "large", MemoryLedger())
         needed = sum(path.stat().st_size for path in files(tmp_path / "large"))
