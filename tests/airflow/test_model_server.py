@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.sdk.observability import stats
 
 from airflow_ai_provider.core.infer.runner import Runner
 from airflow_ai_provider.core.store import Store
@@ -60,6 +61,18 @@ def test_a_batch_is_predicted_by_the_server(connection: Define, fake: FakeServer
     fake.seen.clear()
     assert infer_task(store, Runner(30, "triton")).execute(RUN) == ref
     assert fake.seen == [2, 2, 2], "a second try predicts the sample and keeps every part"
+
+
+def test_how_fast_rows_are_predicted_goes_out_as_a_gauge(
+    connection: Define, fake: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[str, float] = {}
+    monkeypatch.setattr(stats, "gauge", lambda name, value, tags: found.update({f"{name} {tags['pipeline']}": value}))
+    connection("disk", conn_type="ai_store", extra={"uri": f"file://{tmp_path}"})
+    connection("triton", host="http://127.0.0.1", port=fake.port)
+    infer_task(Store(f"file://{tmp_path}")).execute(RUN)
+    (name,) = found
+    assert name == "ai_provider.infer.rows_per_s p" and found[name] > 0
 
 
 def test_what_the_connection_says_reaches_the_server(connection: Define, fake: FakeServer) -> None:

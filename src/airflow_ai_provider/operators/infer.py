@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -173,8 +173,8 @@ class BatchInferenceOperator(BaseOperator):
         pipeline, worker = run_of(context).pipeline, this_worker()
         if runner.engine != "local":
             return self._spread(Job(batch, pin, store, pipeline, self.device, runner, worker), limit)
-        memory = SizeMemory(worker.cache_dir)
-        asked: Any = {"pipeline": pipeline, "batch_size": runner.batch_size, "memory": memory}
+        memory, measured = SizeMemory(worker.cache_dir), _gauge_of(pipeline)
+        asked: Any = {"pipeline": pipeline, "batch_size": runner.batch_size, "memory": memory, "measured": measured}
         if self.shard:
             _demand_no_limit(limit)
             opened = partial(self._open, pin, runner, context)
@@ -259,6 +259,13 @@ class GatherPredictionsOperator(BaseOperator):
             pipeline=run_of(context).pipeline,
             max_failed=share_or_count(self.max_failed),
         ).to_dict()
+
+
+def _gauge_of(pipeline: str) -> Callable[[str, float], None]:
+    """Return what passes numbers of a running prediction on to who collects Airflow's metrics."""
+    from airflow.sdk.observability import stats
+
+    return lambda name, value: stats.gauge(f"ai_provider.infer.{name}", value, tags={"pipeline": pipeline})
 
 
 def _demand_no_limit(limit: float | int | None) -> None:

@@ -7,7 +7,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from airflow_ai_provider.core.infer.gauge import open_gauge
+from airflow_ai_provider.core.infer.gauge import GpuLoad, open_gauge
 from airflow_ai_provider.core.infer.progress import Progress
 
 
@@ -47,25 +47,36 @@ def test_the_gpu_that_this_process_uses_is_read(
     made, asked = library()
     monkeypatch.setitem(sys.modules, "pynvml", made)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert open_gauge("cuda")() == "GPU 12.3 of 141.0 GB, 97 % busy"
-    assert asked == [expected]
-    assert open_gauge("cpu")() == "" and len(asked) == 1
+    assert open_gauge("cuda")() == GpuLoad(12_300_000_000, 141_000_000_000, 97)
+    assert str(open_gauge("cuda")()) == "GPU 12.3 of 141.0 GB, 97 % busy"
+    assert asked == [expected] * 2
+    assert open_gauge("cpu")() is None and len(asked) == 2
 
 
 def test_what_cannot_be_read_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     for made in (library(is_lost=True)[0], library(has_driver=False)[0], None):
         monkeypatch.setitem(sys.modules, "pynvml", made)
-        assert open_gauge("cuda")() == ""
+        assert open_gauge("cuda")() is None
 
 
 def test_the_real_library_without_a_gpu_says_nothing_or_a_gpus_figures() -> None:
-    assert open_gauge("cuda")() == "" or "GB" in open_gauge("cuda")()
+    load = open_gauge("cuda")()
+    assert load is None or 0 < load.used_bytes <= load.total_bytes
 
 
 def test_the_line_ends_with_it() -> None:
     lines: list[str] = []
     clock = iter([0.0, 6.0, 10.0])
-    told = Progress(lines.append, 100, now=lambda: next(clock), gauge=lambda: "GPU 1.0 of 2.0 GB, 5 % busy")
+    numbers: list[tuple[str, float]] = []
+    told = Progress(
+        lines.append,
+        100,
+        now=lambda: next(clock),
+        gauge=lambda: GpuLoad(1_000_000_000, 2_000_000_000, 5),
+        measured=lambda name, value: numbers.append((name, value)),
+    )
     told.advance(50)
     told.finish(0, "torch, cuda")
     assert [line.rpartition("; ")[2] for line in lines] == ["GPU 1.0 of 2.0 GB, 5 % busy"] * 2
+    load = [("gpu_used_bytes", 1_000_000_000), ("gpu_busy_percent", 5)]
+    assert numbers == [("rows_per_s", pytest.approx(50 / 6)), *load, ("rows_per_s", 5.0), *load]

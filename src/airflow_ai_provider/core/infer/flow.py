@@ -54,6 +54,7 @@ def infer(
     memory: SizeMemory | None = None,
     max_failed: float | int | None = None,
     progress: Callable[[str], None] = log.info,
+    measured: Callable[[str, float], None] = lambda name, value: None,
 ) -> BatchRef:
     """Predict every accepted row of a batch with the pinned model.
 
@@ -66,6 +67,7 @@ def infer(
     :param memory: what this worker has found for other batches; None starts anew.
     :param max_failed: share (float below 1) or count (int) of rows that may fail; None sets no limit.
     :param progress: takes a line about every five seconds and one at the end.
+    :param measured: takes the same as numbers (:mod:`~airflow_ai_provider.core.infer.progress`), for metrics.
     :return: reference of the predictions: kind and table ``predictions``.
     :raises SignatureError: the rows have not what the model takes; nothing was predicted, no retry helps.
     :raises RowMismatchError: the engine lost, doubled or reordered rows; no retry helps.
@@ -73,7 +75,15 @@ def infer(
     :raises BatchRejectedError: more rows failed than ``max_failed``; the batch is not landed, no retry helps.
     """
     recipe, done = predict(
-        batch, pin, store, engine, pipeline=pipeline, batch_size=batch_size, memory=memory, progress=progress
+        batch,
+        pin,
+        store,
+        engine,
+        pipeline=pipeline,
+        batch_size=batch_size,
+        memory=memory,
+        progress=progress,
+        measured=measured,
     )
     return land(recipe, done, store, pipeline=pipeline, max_failed=max_failed)
 
@@ -117,6 +127,7 @@ def predict(
     batch_size: int | None = None,
     memory: SizeMemory | None = None,
     progress: Callable[[str], None] = log.info,
+    measured: Callable[[str, float], None] = lambda name, value: None,
 ) -> tuple[Recipe, list[DonePart]]:
     """Predict and store the parts of one shard of a batch; nothing is landed.
 
@@ -137,7 +148,7 @@ def predict(
     recipe = Recipe(batch, pin, options)
     sources = {number: part for number, part in enumerate(parts) if shard.takes(number)}
     row_count = sum(source.row_count for source in sources.values())
-    told = Progress(progress, row_count, gauge=open_gauge(engine.device))
+    told = Progress(progress, row_count, gauge=open_gauge(engine.device), measured=measured)
     done = _Job(batch, store, engine, size, recipe.shelf(store, pipeline), told).run(sources)
     told.finish(sum(part.failed for part in done), f"{engine.name}, {engine.device}")
     return recipe, done

@@ -77,6 +77,7 @@ def predict_shard(
     batch_size: int | None = None,
     memory: SizeMemory | None = None,
     progress: Callable[[str], None] = log.info,
+    measured: Callable[[str, float], None] = lambda name, value: None,
 ) -> ShardReport:
     """Predict and store one shard's parts; nothing is landed.
 
@@ -99,6 +100,7 @@ def predict_shard(
                 batch_size=batch_size,
                 memory=memory,
                 progress=progress,
+                measured=measured,
             )
         options, failed = recipe.options, sum(part.failed for part in done)
     return ShardReport(shard, batch.digest, pin.digest, options, failed)
