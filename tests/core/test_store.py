@@ -89,7 +89,7 @@ def test_harm_to_a_part_is_found(tmp_path: Path, harm: str) -> None:
         tmp_path / "p/batch/orders-1/quarantine/00000.parquet",
     )
     with pytest.raises(
-        CorruptBatchError, match=r"accepted/00000.parquet of batch orders-1 .* Clear the task"
+        CorruptBatchError, match=r"accepted/00000.parquet of batch orders-1 .* [Cc]lear the task"
     ) as caught:
         list(store.read(ref))
     assert caught.value.path == "accepted/00000.parquet"

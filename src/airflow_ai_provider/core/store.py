@@ -54,6 +54,17 @@ class Store:
             return None
         return _ref(_manifest(data, f"{self.root}/{folder}"), f"{self.root}/{folder}", data)
 
+    def is_whole(self, ref: BatchRef) -> bool:
+        """True when every part of a batch lies there in its size: one listing, no part is opened.
+
+        :raises SourceUnavailableError: when the store does not answer; a retry may help.
+        """
+        folder = f"{self._path}/{self._relative(ref.uri)}"
+        with asking(self._fs, f"the store at {self.root} did not list {ref.uri}", path=ref.uri):
+            found = self._fs.find(folder, detail=True)
+        sizes = {name: info["size"] for name, info in found.items()}
+        return all(sizes.get(f"{folder}/{part.path}") == part.byte_count for part in self.manifest(ref).parts)
+
     def manifest(self, ref: BatchRef) -> Manifest:
         """Open a batch's manifest.
 
@@ -79,10 +90,10 @@ class Store:
         """
         data = self.read_bytes(f"{self._relative(ref.uri)}/{part.path}")
         if data is None or sha256(data) != part.digest:
-            what = "is gone" if data is None else "has other bytes than its manifest says"
+            gone = "is gone. Clear", "has other bytes than its manifest says. Remove it, then clear"
             raise CorruptBatchError(
-                f"{part.path} of batch {ref.batch_id} at {ref.uri} {what}. "
-                "Clear the task that wrote it to write it again.",
+                f"{part.path} of batch {ref.batch_id} at {ref.uri} {gone[data is not None]} the task that wrote it to "
+                "write it again.",
                 uri=ref.uri,
                 path=part.path,
             )

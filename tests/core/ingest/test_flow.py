@@ -19,12 +19,14 @@ from airflow_ai_provider.core.ingest.limit import Limit
 from airflow_ai_provider.core.store import Store
 from airflow_ai_provider.errors import (
     BatchRejectedError,
+    CorruptBatchError,
     SourceError,
     SourceUnavailableError,
     SpanConflictError,
     SpecError,
 )
 from airflow_ai_provider.testing import MemoryLedger, MemorySource, RuleValidator
+from tests.core.ingest.cutting import cut_ingest
 
 
 def payload(**fields: Any) -> bytes:
@@ -197,14 +199,24 @@ def test_two_runs_cannot_take_the_same_rows(tmp_path: Path) -> None:
         ingest(topic, AcceptAll(), store, ledger_without_memory, RUN)
 
 
-def test_a_batch_whose_files_were_lost_is_read_into_the_same_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("lost", ["manifest.json", "*.judged.parquet", "quarantine/*", "accepted/*"])
+def test_a_batch_whose_files_were_lost_is_read_into_the_same_bytes(tmp_path: Path, lost: str, shards: int) -> None:
+    def land() -> BatchRef:
+        return cut_ingest(source(), RULES["batch rules"], store, ledger, RUN, shards=shards)
+
     store, ledger = Store(str(tmp_path)), MemoryLedger()
-    first = ingest(source(), AcceptAll(), store, ledger, RUN)
+    first = land()
     before = world(tmp_path)
-    for path in tmp_path.rglob("manifest.json"):
-        path.unlink()
-    assert ingest(source(), AcceptAll(), store, ledger, RUN) == first
+    gone, *others = sorted(tmp_path.rglob(lost))
+    gone.unlink()
+    for path in others[:1]:
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CorruptBatchError, match="(?i)clear the task that wrote it"):
+        list(store.read(first))
+    assert land() == first
     assert world(tmp_path) == before
+    assert store.is_whole(first)
 
 
 def test_how_the_source_chunks_its_rows_changes_no_byte(tmp_path: Path) -> None:

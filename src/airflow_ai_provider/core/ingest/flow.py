@@ -322,7 +322,8 @@ def _landed(claim: Claim, store: Store) -> BatchRef | None:
     if claim.state != "landed" or claim.ref is None:
         return None
     found = store.find(claim.pipeline, KIND, claim.span.batch_id)
-    return claim.ref if found is not None and found.digest == claim.ref.digest else None
+    is_it = found is not None and found.digest == claim.ref.digest and store.is_whole(found)
+    return claim.ref if is_it else None
 
 
 def _written(claim: Claim, validator: Validator, store: Store) -> BatchRef | None:
@@ -332,7 +333,7 @@ def _written(claim: Claim, validator: Validator, store: Store) -> BatchRef | Non
         return None
     facts = store.manifest(found).facts
     same = facts.get("span") == claim.span.to_dict() and facts.get("suite") == validator.digest
-    return found if same else None
+    return found if same and store.is_whole(found) else None
 
 
 def _size(span: Span) -> int:
