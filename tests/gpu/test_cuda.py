@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,10 @@ import pytest
 import torch
 
 from airflow_ai_provider.core.batch import ROW_ID, Pin
-from airflow_ai_provider.core.infer.engine import open_engine
+from airflow_ai_provider.core.infer.engine import model_file, open_engine
 from airflow_ai_provider.core.infer.flow import infer
+from airflow_ai_provider.core.infer.onnx import OnnxEngine
+from airflow_ai_provider.core.infer.tuning import Tuning
 from airflow_ai_provider.core.store import Store
 from airflow_ai_provider.errors import DeviceError
 from tests.core.infer.batches import land, part_files
@@ -121,3 +125,71 @@ def test_lists_of_any_length_say_on_a_gpu_what_they_say_on_a_processor() -> None
         backwards = engine.predict(table.take(np.arange(500)[::-1]), 4096)
     assert backwards.to_pylist()[::-1] == found.to_pylist()
     assert np.abs(found["score"].to_numpy() - expected["score"].to_numpy()).max() < 1e-3
+
+
+def test_calls_at_once_give_the_bits_of_one_after_the_other(made: Made) -> None:
+    """Copies of one thread's rows overlap with another's call."""
+    pin, folder, _ = made
+    tables = [rows(4096).slice(start, 1024) for start in range(0, 4096, 1024)] * 8
+    with open_engine(pin, folder, "auto") as engine:
+        engine.warm_up(512)
+        expected = [engine.predict(table, 512) for table in tables]
+        with ThreadPoolExecutor(engine.workers) as pool:
+            found = list(pool.map(lambda table: engine.predict(table, 512), tables))
+    assert all(one.equals(two) for one, two in zip(found, expected, strict=True))
+
+
+def test_bound_buffers_change_no_bit() -> None:
+    pin, folder, _ = by_onnx()
+    with (
+        OnnxEngine(pin, model_file(pin, folder), "auto", bound=True) as bound,
+        OnnxEngine(pin, model_file(pin, folder), "auto", bound=False) as plain,
+    ):
+        for count in (1, 700, 2000):
+            assert bound.predict(rows(count), 512).equals(plain.predict(rows(count), 512))
+
+
+@pytest.mark.parametrize("tuning", [Tuning("bfloat16"), Tuning("float16"), Tuning(compile=True)], ids=str)
+def test_a_tuned_torch_model_is_near_the_plain_one_and_the_same_at_every_run(tuning: Tuning) -> None:
+    pin, folder, _ = by_torch()
+    if tuning.compile and torch.cuda.is_available() and shutil.which("gcc") is None:
+        with open_engine(pin, folder, "auto", tuning) as engine, pytest.raises(DeviceError, match="cannot compile"):
+            engine.warm_up(512)
+        return
+    with open_engine(pin, folder, "auto") as plain, open_engine(pin, folder, "auto", tuning) as tuned:
+        tuned.warm_up(512)
+        expected, found = plain.predict(rows(3000), 512), tuned.predict(rows(3000), 512)
+        assert found.equals(tuned.predict(rows(3000), 512))
+    assert np.abs(found["score"].to_numpy() - expected["score"].to_numpy()).max() < 0.05
+
+
+def test_tensorrt_is_proved_or_refused_and_a_kept_build_has_the_same_bits(tmp_path: Path) -> None:
+    pin, folder, _ = by_onnx()
+    if "TensorrtExecutionProvider" not in onnxruntime.get_available_providers():
+        with pytest.raises(DeviceError, match="TensorRT"):
+            open_engine(pin, folder, "auto", Tuning(compile=True))
+        return
+    try:
+        engine = open_engine(pin, folder, "auto", Tuning(compile=True), tmp_path)
+    except DeviceError as error:  # onnxruntime-gpu offers the provider also where TensorRT's libraries are missing
+        assert "TensorRT" in str(error)
+        return
+    with engine, open_engine(pin, folder, "cpu") as reference:
+        engine.warm_up(512)
+        found, expected = engine.predict(rows(2000), 512), reference.predict(rows(2000), 512)
+    with open_engine(pin, folder, "auto", Tuning(compile=True), tmp_path) as again:
+        assert again.predict(rows(2000), 512).equals(found)
+    assert np.abs(found["score"].to_numpy() - expected["score"].to_numpy()).max() < 1e-3
+
+
+def test_an_unknown_token_is_found_before_the_gpu_sees_it() -> None:
+    pin, folder = sequence_pin(hidden=64, vocabulary=100, longest=128)
+    named = Pin(**{**pin.to_dict(), "metadata": {**pin.metadata, "sequence": {"longest": 128, "vocabulary": 100}}})
+    table = sequence_rows(50, vocabulary=100, longest=128, median=20)
+    lists = table["input_ids"].to_pylist()
+    lists[7] = [1, 100]
+    broken = table.set_column(1, "input_ids", pa.array(lists, pa.list_(pa.int64())))
+    with open_engine(named, folder, "auto") as engine:
+        good, found = engine.predict(table, 4096).to_pylist(), engine.predict(broken, 4096).to_pylist()
+    assert [line for i, line in enumerate(found) if i != 7] == [line for i, line in enumerate(good) if i != 7]
+    assert found[7]["error"].startswith("misfit: input_ids holds 100")
