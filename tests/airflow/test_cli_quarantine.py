@@ -10,7 +10,7 @@ import pytest
 
 from airflow_ai_provider.core.batch import ACCEPTED, BatchRef, Slice, Span
 from airflow_ai_provider.core.ingest.flow import IngestRun, ingest
-from airflow_ai_provider.core.ingest.replay import land_replay
+from airflow_ai_provider.core.ingest.replay import land_replay, replay_quarantine
 from airflow_ai_provider.core.ledger import Ledger
 from airflow_ai_provider.core.store import Store
 from airflow_ai_provider.testing import MemorySource, RuleValidator
@@ -35,7 +35,7 @@ def test_list_counts_what_waits_by_reason(ai: Any, batch: BatchRef) -> None:
     status, out, err = ai("quarantine", "list")
     assert status == 0
     header, line = out.splitlines()
-    assert header.split() == ["pipeline", "batch", "run", "age", "waiting", "replayed", "reasons"]
+    assert header.split() == ["pipeline", "batch", "run", "age", "waiting", "replayed", "dismissed", "reasons"]
     assert line.split()[:3] == ["p", batch.batch_id, "run-1"]
     assert "4" in line
     assert "wrong_type 1" in line
@@ -47,6 +47,42 @@ def test_list_counts_what_waits_by_reason(ai: Any, batch: BatchRef) -> None:
     for nothing in (["--pipeline", "q"], ["--run", "x"], ["--older-than", "1h"], ["--reason", "x"]):
         assert ai("quarantine", "list", *nothing)[:2] == (0, "")
     assert ai("quarantine", "list", "--older-than", "soon")[0] == 1
+
+
+def test_dismissed_rows_wait_no_more_and_rest_where_they_are(
+    ai: Any, batch: BatchRef, stored: tuple[Store, Ledger]
+) -> None:
+    where, before = (
+        ("quarantine", "dismiss", batch.batch_id),
+        sorted(Path(batch.uri.removeprefix("file://")).rglob("*")),
+    )
+    assert ai(*where, "--reason", "tombstone", "--why", "  ")[0] == 1
+    status, _, err = ai(*where, "--row", "rows~nothing/0/1", "--why", "x")
+    assert (status, "not in the quarantine" in err) == (1, True)
+    status, _, err = ai(*where, "--reason", "tombstone", "--why", "deleted, INC-417", "--who", "mira")
+    assert (status, "1 row dismissed" in err) == (0, True)
+    assert "0 rows dismissed" in ai(*where, "--reason", "tombstone", "--why", "again", "--who", "otto")[2]
+    assert "1 row dismissed" in ai(*where, "--row", row_id(1), "--why", "a test")[2]
+    found = json.loads(ai("quarantine", "list", "--format", "json")[1])
+    assert (found["waiting"], found["replayed"], found["dismissed"]) == (2, 0, 2)
+    assert found["reasons"] == {"broken_json": 1, "wrong_type": 1}
+    assert json.loads(ai("quarantine", "list", "--stage", "decode", "--format", "json")[1])["waiting"] == 2
+    shown = ai("quarantine", "show", batch.batch_id)[1]
+    assert row_id(3) not in shown
+    assert "2  dismissed" in shown
+    assert "(dismissed by mira: deleted, INC-417)" in ai("quarantine", "show", batch.batch_id, "--all")[1]
+    assert "(dismissed by mira" in ai("quarantine", "show", batch.batch_id, "--row", row_id(3))[1]
+    assert len(ai("quarantine", "export", batch.batch_id)[1].splitlines()) == 2
+    assert len(ai("quarantine", "export", batch.batch_id, "--all")[1].splitlines()) == 4
+    assert sorted(Path(batch.uri.removeprefix("file://")).rglob("*")) == before, "evidence is never deleted"
+    assert "2 rows dismissed" in ai(*where, "--why", "all the rest")[2]
+    assert ai("quarantine", "list")[1] == ""
+    assert json.loads(ai("quarantine", "list", "--all", "--format", "json")[1])["dismissed"] == 4
+    store, ledger = stored
+    landed = replay_quarantine(store, ledger, RULES, batch, pipeline="p", corrections={row_id(1): {"x": 1}})
+    assert landed.counts["accepted"] == 1, "a dismissed row can be replayed all the same"
+    (found,) = [json.loads(line) for line in ai("quarantine", "list", "--all", "--format", "json")[1].splitlines()]
+    assert (found["waiting"], found["replayed"], found["dismissed"]) == (0, 1, 3)
 
 
 def test_show_prints_rows_that_cannot_drive_the_terminal(ai: Any, batch: BatchRef) -> None:

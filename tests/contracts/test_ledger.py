@@ -182,6 +182,15 @@ def test_what_files_were_is_kept_by_source_and_path_and_the_last_word_holds(ledg
     assert ledger.files_taken("p", "files:in") == {}, "to have seen a file is not to have taken it"
 
 
+def test_a_dismissal_is_noted_once_per_batch_and_row(ledger: Ledger) -> None:
+    first = {"reason": "tombstone", "who": "mira", "why": "gone", "at": "2026-01-01T00:00:00+00:00"}
+    ledger.dismiss("p", "b-1", {"t~1/0/7": first})
+    ledger.dismiss("p", "b-1", {"t~1/0/7": {**first, "who": "otto"}, "t~1/0/8": first})
+    ledger.dismiss("p", "b-2", {"t~1/0/7": first})
+    assert ledger.dismissed("p") == {("b-1", "t~1/0/7"): first, ("b-1", "t~1/0/8"): first, ("b-2", "t~1/0/7"): first}
+    assert ledger.dismissed("q") == {}
+
+
 def test_a_released_claim_frees_its_rows_but_a_landed_one_stays(ledger: Ledger) -> None:
     ledger.claim("p", "r1", span(("0", 0, 10)), "r1")
     ledger.release("p", "r1")

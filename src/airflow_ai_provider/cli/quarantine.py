@@ -40,7 +40,7 @@ _PIPELINE = arg(("--pipeline",), help="DAG id of the pipeline")
 _BATCH = arg(("batch",), help="Id of the batch (with --pipeline when two pipelines have such a batch), or its URI")
 _REASON = arg(("--reason",), help="Only rows with a reason of this code, such as out_of_range")
 _STAGE = arg(("--stage",), help="Only rows that failed at this stage", choices=("decode", "validate"))
-_REPLAYED = arg(("--all",), help="Also rows that were replayed already", action="store_true")
+_REPLAYED = arg(("--all",), help="Also rows that were replayed or dismissed already", action="store_true")
 _SHOWN = 200  # characters of a payload in a table
 
 
@@ -48,8 +48,8 @@ def quarantine_command() -> GroupCommand:
     """Declare ``airflow ai quarantine``."""
     return GroupCommand(
         name="quarantine",
-        help="See what was rejected and why, mend it, replay it",
-        description="list → show → export → (edit) → replay. Only replay changes something.",
+        help="See what was rejected and why, mend it, replay it, or dismiss it",
+        description="list → show → export → (edit) → replay, or dismiss. Only replay and dismiss change something.",
         subcommands=(
             _action(
                 list_batches,
@@ -60,7 +60,7 @@ def quarantine_command() -> GroupCommand:
                 _REASON,
                 _STAGE,
                 arg(("--older-than",), help="Only batches that landed so long ago: 90s, 30m, 4h, 2d"),
-                arg(("--all",), help="Also batches whose rows were all replayed", action="store_true"),
+                arg(("--all",), help="Also batches none of whose rows waits any more", action="store_true"),
                 FORMAT,
             ),
             _action(
@@ -72,6 +72,7 @@ def quarantine_command() -> GroupCommand:
                 _REASON,
                 _STAGE,
                 arg(("--row",), help="Only this row"),
+                _REPLAYED,
                 arg(("--limit",), help="Rows to print (default 20; 0 prints all)", type=int, default=20),
                 FORMAT,
             ),
@@ -85,6 +86,17 @@ def quarantine_command() -> GroupCommand:
                 _STAGE,
                 _REPLAYED,
                 arg(("--output",), help="File to write; without it, to standard output"),
+            ),
+            _action(
+                dismiss,
+                "dismiss",
+                "Note that rows need wait no more: they are counted no more, rest where they are and can be replayed",
+                _BATCH,
+                _PIPELINE,
+                _REASON,
+                arg(("--row",), help="Only this row; may be given again", action="append", default=None),
+                arg(("--why",), help="Why, for whoever asks later", required=True),
+                arg(("--who",), help="Who says so (default: the user of this terminal)"),
             ),
             _action(
                 replay,
@@ -134,7 +146,8 @@ def _line(quarantine: Quarantine, reasons: Mapping[str, int], now: datetime) -> 
         "run": quarantine.claim.run_id,
         "age": quarantine.age(now),
         "waiting": sum(reasons.values()),
-        "replayed": quarantine.row_count - quarantine.waiting,
+        "replayed": len(quarantine.replayed),
+        "dismissed": len(quarantine.given_up),
         "reasons": reasons,
     }
 
@@ -146,7 +159,7 @@ def _reasons(quarantine: Quarantine, store: Store, args: Namespace) -> dict[str,
         return {code: number for code, number in found.items() if args.reason in (None, code)}
     counts: dict[str, int] = {}
     for row in quarantine.rows(store, args.reason, args.stage, columns=[]):
-        if row["replayed_into"] is None:
+        if row["replayed_into"] is None and row["dismissed"] is None:
             code = row["_reasons"][0].partition(":")[0]
             counts[code] = counts.get(code, 0) + 1
     return counts
@@ -168,15 +181,26 @@ def show(args: Namespace) -> int:
             print(plain(f"{number:>8}  {code}"))
         for done in quarantine.replays:
             print(plain(f"{len(rows_of(done.span)):>8}  replayed into {_batch(done)} by run {done.run_id}"))
-    rows = (r for r in quarantine.rows(store, args.reason, args.stage) if args.row in (None, r["_row_id"]))
+        if quarantine.given_up:
+            print(plain(f"{len(quarantine.given_up):>8}  dismissed"))
+    rows = (
+        r
+        for r in quarantine.rows(store, args.reason, args.stage)
+        if r["_row_id"] == args.row or (args.row is None and (args.all or not r["dismissed"] or r["replayed_into"]))
+    )
     for row in islice(rows, args.limit or None):
         if as_json:
             print(json.dumps(row, ensure_ascii=False, default=to_json))
             continue
-        replayed = f"  (replayed into {row['replayed_into']})" if row["replayed_into"] else ""
+        replayed = f"  (replayed into {row['replayed_into']})" if row["replayed_into"] else _dismissed(row)
         print(plain(f"{row['_row_id']}  {row['_stage']}: {'; '.join(row['_reasons'] or [])}{replayed}"))
         print(plain(f"          {short(text(row['_payload']), _SHOWN)}"))
     return 0
+
+
+def _dismissed(row: Mapping[str, Any]) -> str:
+    note = row["dismissed"]
+    return f"  (dismissed by {note['who']}: {note['why']})" if note else ""
 
 
 def _ago(claim: Claim) -> str:
@@ -194,7 +218,11 @@ def export(args: Namespace) -> int:
 
     store, ledger = _open(args)
     quarantine = _find(store, ledger, args)
-    rows = (r for r in quarantine.rows(store, args.reason, args.stage) if args.all or r["replayed_into"] is None)
+    rows = (
+        r
+        for r in quarantine.rows(store, args.reason, args.stage)
+        if args.all or not (r["replayed_into"] or r["dismissed"])
+    )
     lines = export_rows(rows)
     if args.output is None:
         for line in lines:
@@ -214,6 +242,21 @@ def export(args: Namespace) -> int:
 
 
 @command
+def dismiss(args: Namespace) -> int:
+    """Note that rows need wait no more."""
+    from getpass import getuser
+
+    from airflow_ai_provider.core.ingest.quarantine import dismiss as note
+
+    store, ledger = _open(args)
+    found, who = _find(store, ledger, args), args.who or getuser()
+    rows = tuple(args.row or ())
+    number = note(store, ledger, found, rows=rows, reason=args.reason, who=who, why=args.why, now=datetime.now(UTC))
+    say(f"{count(number, 'row')} dismissed. They rest in {found.ref.uri}; 'show --all' shows them.")
+    return 0
+
+
+@command
 def replay(args: Namespace) -> int:
     """Store mended rows, and trigger the DAG that lands them."""
     from airflow_ai_provider.core.ingest.correction import Corrections, read_corrections
@@ -229,7 +272,7 @@ def replay(args: Namespace) -> int:
     leave = {
         row["_row_id"]
         for row in (quarantine.rows(store, columns=[]) if fix else ())
-        if row["replayed_into"] or not _has(row, args.reason)
+        if row["replayed_into"] or row["dismissed"] or not _has(row, args.reason)
     }
     prepared = prepare_replay(store, quarantine.ref, fix, pipeline=pipeline, corrections=corrections, leave=leave)
     if not prepared.counts["mended"]:

@@ -238,6 +238,15 @@ class Ledger(Protocol):
     def has_lettered(self, pipeline: str, run_id: str, ref: BatchRef, topic: str) -> bool:
         """Say whether :meth:`lettered` noted these very bytes."""
 
+    def dismiss(self, pipeline: str, batch_id: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
+        """Note that quarantined rows of a batch need wait no more, by row id: ``reason``, ``who``, ``why``, ``at``.
+
+        Of a row that was dismissed before, the first note stands.
+        """
+
+    def dismissed(self, pipeline: str) -> dict[tuple[str, str], dict[str, Any]]:
+        """Return what :meth:`dismiss` noted, by batch id and row id."""
+
     def pin(self, pipeline: str, run_id: str, pin: Pin, window: Window | None = None, policy: str | None = None) -> Pin:
         """Pin a model for a run; the first one wins, and the one that holds is returned.
 

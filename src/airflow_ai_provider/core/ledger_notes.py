@@ -61,6 +61,17 @@ class NoteKeeper(ABC):
     def files_seen(self, pipeline: str, source: str) -> dict[str, SeenFile]:
         return {path: SeenFile(**noted) for path, noted in self._notes("file", pipeline, source).items()}
 
+    def dismiss(self, pipeline: str, batch_id: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
+        noted = {f"{batch_id}/{row_id}": note for row_id, note in rows.items()}
+        self._note("dismissal", pipeline, "", noted, replace=False)
+
+    def dismissed(self, pipeline: str) -> dict[tuple[str, str], dict[str, Any]]:
+        found: dict[tuple[str, str], dict[str, Any]] = {}
+        for name, note in self._notes("dismissal", pipeline, "").items():
+            batch_id, _, row_id = name.partition("/")  # no batch id has a slash
+            found[batch_id, row_id] = note
+        return found
+
     def pin(self, pipeline: str, run_id: str, pin: Pin, window: Window | None = None, policy: str | None = None) -> Pin:
         start, end = map(time_text, window) if window else (None, None)
         facts = {"window_start": start, "window_end": end, "policy": policy}

@@ -8,6 +8,7 @@ never changed in meaning.
 ``ai_claim_slice``     the same per topic partition or file
 ``ai_entry``           one line per effect on the outside world, and per undo of one (``undoes``)
 ``ai_finished``        actions that got through all rows of a run (name: the action)
+``ai_dismissal``       quarantined rows that need wait no more (name: batch/row)
 ``ai_file``            what files were when they were read (run_id: the source, name: the path)
 ``ai_letter``          batches whose quarantined rows are in a dead-letter topic (name: topic/batch)
 ``ai_pin``             the model of a run (name: the registered model)
@@ -44,8 +45,9 @@ ENTRY = (
 )
 NOTE = ("seq", "pipeline", "run_id", "name", "value", "at")
 ALIAS = ("seq", "registry", "name", "alias", "version", "first_at", "last_at")
-NOTES = ("pin", "decision", "review", "finished", "letter", "file")
-"""What a note is about (its name): registered model · batch id · row id · action · topic and batch id · path."""
+NOTES = ("pin", "decision", "review", "finished", "letter", "file", "dismissal")
+"""What a note is about (its name): registered model · batch id · row id · action · topic and batch id · path ·
+batch id and row id."""
 
 ADDED = {"ai_pin": {"window_start": "TEXT", "window_end": "TEXT", "policy": "TEXT"}}
 """Columns that came after a table's first release: null in the rows from before."""

@@ -1,15 +1,16 @@
 """What waits in quarantine: in which batches, how many rows for which reasons, since when, and what was replayed.
 
-Invariants: reads only; how many wait and since when comes from the ledger, why from the manifests, and no row is opened
-unless rows are asked for; a row that was replayed from a quarantine does not wait in it any more.
+Invariants: writes nothing but the note of a dismissal; how many wait and since when comes from the ledger, why from the
+manifests, and no row is opened unless rows are asked for; a row that was replayed from a quarantine, or dismissed by
+somebody, does not wait in it any more, and rests there still.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
@@ -19,7 +20,7 @@ from airflow_ai_provider.core.ingest.contract import REASONS, STAGE
 from airflow_ai_provider.core.ingest.replay import name_of, rows_of
 from airflow_ai_provider.core.ledger import Claim, Ledger
 from airflow_ai_provider.core.store import Store
-from airflow_ai_provider.errors import CorruptBatchError
+from airflow_ai_provider.errors import CorruptBatchError, SpecError
 
 _REASONS_OF = 200
 """Batches whose reasons a summary tells at the most: one manifest each, read at the end of every ingest."""
@@ -31,10 +32,12 @@ class Quarantine:
 
     :param claim: of the batch, landed.
     :param replays: claims of the replays out of it, landed.
+    :param dismissed: row id → who dismissed it, why, when, and the code of its first reason.
     """
 
     claim: Claim
     replays: tuple[Claim, ...] = ()
+    dismissed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def ref(self) -> BatchRef:
@@ -49,8 +52,13 @@ class Quarantine:
 
     @property
     def waiting(self) -> int:
-        """Rows that were not replayed."""
-        return self.row_count - sum(len(rows_of(claim.span)) for claim in self.replays)
+        """Rows that were neither replayed nor dismissed."""
+        return self.row_count - len(self.replayed) - len(self.given_up)
+
+    @property
+    def given_up(self) -> Mapping[str, Mapping[str, Any]]:
+        """Rows that were dismissed, without those that were replayed all the same."""
+        return {row: note for row, note in self.dismissed.items() if row not in self.replayed}
 
     @cached_property
     def replayed(self) -> Mapping[str, str]:
@@ -86,12 +94,13 @@ class Quarantine:
             raise
         for claim in self.replays:
             found.subtract(claim.span.facts.get("reasons", {}))
+        found.subtract(Counter(note["reason"] for note in self.given_up.values()))
         return {code: count for code, count in found.most_common() if count > 0}
 
     def rows(
         self, store: Store, reason: str | None = None, stage: str | None = None, columns: list[str] | None = None
     ) -> Iterator[dict[str, Any]]:
-        """Yield quarantined rows, each with ``replayed_into``: a batch id, or None while it waits.
+        """Yield quarantined rows, each with ``replayed_into`` (a batch id) and ``dismissed`` (who, why, when), or None.
 
         :param reason: only rows with a reason of this code.
         :param stage: only rows that failed at this stage, ``decode`` or ``validate``.
@@ -102,7 +111,10 @@ class Quarantine:
             for row in table.to_pylist():
                 codes = [told.partition(":")[0] for told in row[REASONS] or []]
                 if reason in (None, *codes) and stage in (None, row[STAGE]):
-                    yield row | {"replayed_into": self.replayed.get(row[ROW_ID])}
+                    yield row | {
+                        "replayed_into": self.replayed.get(row[ROW_ID]),
+                        "dismissed": self.dismissed.get(row[ROW_ID]),
+                    }
 
 
 @dataclass(frozen=True)
@@ -138,11 +150,61 @@ def find_quarantines(ledger: Ledger, pipeline: str | None = None, run_id: str | 
     replays: dict[tuple[str, str], list[Claim]] = {}
     for claim in claims:
         replays.setdefault((claim.pipeline, claim.span.source), []).append(claim)
+    notes = _dismissals(ledger, {claim.pipeline for claim in claims})
     return [
-        Quarantine(claim, tuple(replays.get((claim.pipeline, name_of(claim.ref.batch_id)), ())))
+        Quarantine(
+            claim,
+            tuple(replays.get((claim.pipeline, name_of(claim.ref.batch_id)), ())),
+            notes.get((claim.pipeline, claim.ref.batch_id), {}),
+        )
         for claim in claims
         if claim.ref is not None and claim.ref.counts.get("quarantined") and run_id in (None, claim.run_id)
     ]
+
+
+def dismiss(
+    store: Store,
+    ledger: Ledger,
+    quarantine: Quarantine,
+    *,
+    rows: Collection[str] = (),
+    reason: str | None = None,
+    who: str,
+    why: str,
+    now: datetime,
+) -> int:
+    """Note that rows need wait no more; they stay where they are, and can be replayed all the same.
+
+    :param rows: these row ids; none: all that wait.
+    :param reason: only rows with a reason of this code.
+    :return: how many were dismissed; those that did not wait any more are left out.
+    :raises SpecError: when a row is not in the quarantine, or nobody says why; then none is dismissed.
+    """
+    if not why.strip():
+        raise SpecError("a dismissal needs a reason that others can read later: --why.", faults=[("why", "empty")])
+    wanted, notes = set(rows), dict[str, dict[str, Any]]()
+    for row in quarantine.rows(store, columns=[]):
+        asked = not rows or row[ROW_ID] in wanted
+        wanted.discard(row[ROW_ID])
+        codes = [told.partition(":")[0] for told in row[REASONS] or []]
+        if asked and reason in (None, *codes) and not row["replayed_into"] and not row["dismissed"]:
+            notes[row[ROW_ID]] = {"reason": codes[0], "who": who, "why": why, "at": now.isoformat()}
+    if wanted:
+        raise SpecError(
+            f"{len(wanted)} row(s) are not in the quarantine of batch {quarantine.ref.batch_id}: "
+            f"{', '.join(sorted(wanted)[:5])}. Take the row ids from 'airflow ai quarantine show'.",
+            faults=[(row, "not in quarantine") for row in sorted(wanted)],
+        )
+    ledger.dismiss(quarantine.claim.pipeline, quarantine.ref.batch_id, notes)
+    return len(notes)
+
+
+def _dismissals(ledger: Ledger, pipelines: Iterable[str]) -> dict[tuple[str, str], dict[str, Mapping[str, Any]]]:
+    found: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
+    for pipeline in pipelines:
+        for (batch_id, row_id), note in ledger.dismissed(pipeline).items():
+            found.setdefault((pipeline, batch_id), {})[row_id] = note
+    return found
 
 
 def summarise(quarantines: Sequence[Quarantine], store: Store, now: datetime) -> Waiting:
