@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from airflow_ai_provider.core.batch import BatchRef, Pin, Slice, Span
-from airflow_ai_provider.core.ledger import TRANSITIONS, Intent, Ledger, Outcome, SeenFile
+from airflow_ai_provider.core.ledger import Intent, Ledger, Outcome, SeenFile
+from airflow_ai_provider.core.ledger_rules import TRANSITIONS
 from airflow_ai_provider.core.ledger_sql import open_ledger
 from airflow_ai_provider.errors import IdempotencyConflictError, LedgerStateError, SpanConflictError
 from airflow_ai_provider.testing.ledger import MemoryLedger

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_ai_provider.core.batch import BatchRef, Slice, Span
-from airflow_ai_provider.core.ledger import (
+from airflow_ai_provider.core.ledger import Claim
+from airflow_ai_provider.core.ledger_rules import (
     TRANSITIONS,
-    Claim,
     check_landing,
     check_move,
     open_among,

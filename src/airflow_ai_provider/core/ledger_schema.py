@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from functools import cache
 
-from airflow_ai_provider.core.ledger import TRANSITIONS
+from airflow_ai_provider.core.ledger_rules import TRANSITIONS
 
 CLAIM = (
     "id",

@@ -23,13 +23,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from airflow_ai_provider.core import ledger_notes as lines
 from airflow_ai_provider.core import ledger_schema as schema
 from airflow_ai_provider.core.batch import BatchRef, Span
-from airflow_ai_provider.core.ledger import (
-    Claim,
-    Entry,
-    Intent,
-    Ledger,
-    Outcome,
-    Sighting,
+from airflow_ai_provider.core.ledger import Claim, Entry, Intent, Ledger, Outcome, Sighting
+from airflow_ai_provider.core.ledger_notes import NoteKeeper
+from airflow_ai_provider.core.ledger_rules import (
     check_fingerprints,
     check_landing,
     check_move,
@@ -37,7 +33,6 @@ from airflow_ai_provider.core.ledger import (
     settle_aliases,
     settle_claim,
 )
-from airflow_ai_provider.core.ledger_notes import NoteKeeper
 from airflow_ai_provider.errors import LedgerUnavailableError
 
 T = TypeVar("T")

@@ -14,12 +14,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from airflow_ai_provider.core.batch import BatchRef, Span
-from airflow_ai_provider.core.ledger import (
-    Claim,
-    Entry,
-    Intent,
-    Outcome,
-    Sighting,
+from airflow_ai_provider.core.ledger import Claim, Entry, Intent, Outcome, Sighting
+from airflow_ai_provider.core.ledger_notes import NoteKeeper, json_text, new_entry, time_text
+from airflow_ai_provider.core.ledger_rules import (
     check_fingerprints,
     check_landing,
     check_move,
@@ -27,7 +24,6 @@ from airflow_ai_provider.core.ledger import (
     settle_aliases,
     settle_claim,
 )
-from airflow_ai_provider.core.ledger_notes import NoteKeeper, json_text, new_entry, time_text
 
 _MISSING = "absent"
 

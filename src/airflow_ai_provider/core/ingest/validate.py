@@ -23,7 +23,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -49,11 +48,11 @@ from great_expectations.expectations.registry import get_expectation_impl, list_
 from airflow_ai_provider.core.batch import ROW_ID
 from airflow_ai_provider.core.ingest.column import flags
 from airflow_ai_provider.core.ingest.contract import BatchRules, Judgement, Verdict, no_reasons, with_reasons
+from airflow_ai_provider.core.ingest.finding import Bound, Finding, holds_mostly, read_answer, unjudged
 from airflow_ai_provider.core.ingest.json_rows import is_column
 from airflow_ai_provider.core.ingest.kernel import arguments_of, find_broken
 from airflow_ai_provider.core.ingest.rule_text import plain_bounds, reason, regex_faults
 from airflow_ai_provider.core.ingest.suite import Faults, Rule, Suite, load_suite, nearest, open_validator, raise_faults
-from airflow_ai_provider.errors import BatchRejectedError
 
 __all__ = ["GxValidator", "open_validator"]
 
@@ -113,31 +112,6 @@ class _Frame(pd.DataFrame):  # type: ignore[misc,unused-ignore]
         return pd.Series([2_000_000_000])
 
 
-@dataclass(frozen=True)
-class _Bound:
-    """One rule, with what Great Expectations made of it; ``kernel``: its arguments, if a kernel may judge it."""
-
-    rule: Rule
-    number: int
-    expectation: Any
-    names_rows: bool
-    by_row: bool
-    kernel: Mapping[str, Any] | None = None
-
-    @property
-    def policy(self) -> str:
-        return self.rule.on_failure or ("quarantine" if self.names_rows else "fail")
-
-
-@dataclass(frozen=True)
-class _Finding:
-    """What one rule found: whether it holds, and the positions of the rows that break it."""
-
-    holds: bool
-    positions: Sequence[int] = ()
-    observed: Any = None
-
-
 class GxValidator:
     """Judge rows by a Great Expectations suite.
 
@@ -192,7 +166,7 @@ class GxValidator:
         return Judgement(dict(zip(ids, (reasons[i] for i in sorted(reasons)), strict=True)), failures, warnings)
 
     def _conclude(
-        self, table: pa.Table, rules: Sequence[_Bound]
+        self, table: pa.Table, rules: Sequence[Bound]
     ) -> tuple[dict[int, list[str]], list[str], dict[str, int]]:
         findings = self._find(table, rules)
         reasons: dict[int, list[str]] = {}
@@ -214,7 +188,7 @@ class GxValidator:
                     reasons.setdefault(position, []).append(reason(bound.rule, row))
         return reasons, failures, warnings
 
-    def _find(self, table: pa.Table, rules: Sequence[_Bound]) -> dict[int, _Finding]:
+    def _find(self, table: pa.Table, rules: Sequence[Bound]) -> dict[int, Finding]:
         authors = table.select([n for n in table.column_names if is_column(n)])
         if authors.num_rows == 0:  # no row has shown the columns, which are no less there for that
             lacking = dict.fromkeys(c for b in rules for c in b.rule.columns if c not in authors.column_names)
@@ -222,7 +196,7 @@ class GxValidator:
                 {**{n: authors[n] for n in authors.column_names}, **{c: pa.nulls(0, pa.float64()) for c in lacking}}
             )
         findings = {} if self._only_gx else _judge_quickly(authors, rules)
-        findings.update({b.number: _Finding(True) for b in rules if _asks_nulls_for_a_set(authors, b)})
+        findings.update({b.number: Finding(True) for b in rules if _asks_nulls_for_a_set(authors, b)})
         rules = [b for b in rules if b.number not in findings]
         apart = [b for b in rules if b.rule.type in _COMPARES and _some_null(authors, b.rule.columns)]
         together = [b for b in rules if b not in apart]
@@ -231,7 +205,7 @@ class GxValidator:
             findings[bound.number] = self._compare(authors, bound)
         return findings
 
-    def _compare(self, table: pa.Table, bound: _Bound) -> _Finding:
+    def _compare(self, table: pa.Table, bound: Bound) -> Finding:
         """Judge a rule that compares columns: rows without nulls by Great Expectations, the rest here, as it would."""
         valid = [pc.is_valid(table[name]) for name in bound.rule.columns]
         whole, some = valid[0], valid[0]
@@ -246,20 +220,20 @@ class GxValidator:
         at = pc.indices_nonzero(whole).to_pylist()
         finding = self._ask(table.take(pa.array(at, pa.int64())), [bound])[bound.number]
         positions = sorted([*(at[i] for i in finding.positions), *pc.indices_nonzero(broken).to_pylist()])
-        return _Finding(_mostly(bound, len(positions), table.num_rows), positions)
+        return Finding(holds_mostly(bound, len(positions), table.num_rows), positions)
 
-    def _ask(self, table: pa.Table, rules: Sequence[_Bound]) -> dict[int, _Finding]:
+    def _ask(self, table: pa.Table, rules: Sequence[Bound]) -> dict[int, Finding]:
         suite = gx.ExpectationSuite(name=self._suite.name, expectations=[b.expectation for b in rules])
         batch = _batch_definition().get_batch({"dataframe": _frame(table)})
         result = batch.validate(suite, result_format={"result_format": "COMPLETE"})
         by_number = {b.number: b for b in rules}
-        findings: dict[int, _Finding] = {}
+        findings: dict[int, Finding] = {}
         for answer in result.results:
             bound = by_number[answer.expectation_config.meta["number"]]
-            findings[bound.number] = _read_answer(bound, answer, table)
+            findings[bound.number] = read_answer(bound, answer, table)
         for bound in rules:
             if bound.number not in findings:
-                raise _unjudged(bound.rule, "Great Expectations gave no answer")
+                raise unjudged(bound.rule, "Great Expectations gave no answer")
         return findings
 
 
@@ -272,9 +246,9 @@ def _batch_definition() -> Any:
     return asset.add_batch_definition_whole_dataframe("whole")
 
 
-def _judge_quickly(table: pa.Table, rules: Sequence[_Bound]) -> dict[int, _Finding]:
+def _judge_quickly(table: pa.Table, rules: Sequence[Bound]) -> dict[int, Finding]:
     """Judge what the kernels can; what is missing from the answer is Great Expectations' to judge."""
-    findings: dict[int, _Finding] = {}
+    findings: dict[int, Finding] = {}
     for bound in rules:
         column = bound.rule.kwargs.get("column")
         if bound.kernel is None or column not in table.column_names:
@@ -282,16 +256,16 @@ def _judge_quickly(table: pa.Table, rules: Sequence[_Bound]) -> dict[int, _Findi
         broken = find_broken(bound.rule.type, bound.kernel, table[column])
         if broken is not None:
             positions = pc.indices_nonzero(broken).to_pylist()
-            findings[bound.number] = _Finding(not positions, positions)
+            findings[bound.number] = Finding(not positions, positions)
     return findings
 
 
-def _asks_nulls_for_a_set(table: pa.Table, bound: _Bound) -> bool:
+def _asks_nulls_for_a_set(table: pa.Table, bound: Bound) -> bool:
     name = bound.rule.kwargs.get("column")
     return bound.rule.type in _SETS and name in table.column_names and 0 < table[name].null_count == table.num_rows
 
 
-def _bind(suite: Suite, where: str) -> list[_Bound]:
+def _bind(suite: Suite, where: str) -> list[Bound]:
     faults: Faults = []
     bound = []
     for number, rule in enumerate(suite.rules):
@@ -304,7 +278,7 @@ def _bind(suite: Suite, where: str) -> list[_Bound]:
         if rule.on_failure == "quarantine" and not names_rows:
             faults.append((f"{rule.place}.meta.on_failure", f"{rule.type} names no rows: use fail or warn"))
         by_row = names_rows and rule.type in _ROW_BY_ROW and rule.kwargs.get("mostly", 1) == 1
-        bound.append(_Bound(rule, number, expectation, names_rows, by_row, _kernel_arguments(rule, expectation)))
+        bound.append(Bound(rule, number, expectation, names_rows, by_row, _kernel_arguments(rule, expectation)))
     raise_faults(where, faults)
     return bound
 
@@ -345,15 +319,15 @@ def _messages(error: Exception) -> Iterable[str]:
     ]
 
 
-def _group(rules: Sequence[_Bound]) -> dict[BatchRules, list[_Bound]]:
+def _group(rules: Sequence[Bound]) -> dict[BatchRules, list[Bound]]:
     """Part the rules about repeated values, a group for each set of columns, from all others."""
-    groups: dict[tuple[str, ...], list[_Bound]] = {}
+    groups: dict[tuple[str, ...], list[Bound]] = {}
     for bound in rules:
         groups.setdefault(bound.rule.columns if _looks_for_repeats(bound) else (), []).append(bound)
     return {_needs(group, repeats=bool(columns)): group for columns, group in groups.items()}
 
 
-def _looks_for_repeats(bound: _Bound) -> bool:
+def _looks_for_repeats(bound: Bound) -> bool:
     """Only arguments under which a row's verdict depends on rows of the same values alone."""
     known = {"column", "column_list", "ignore_row_if", "mostly"}
     plain = bound.rule.type in _UNIQUE and set(bound.rule.kwargs) <= known and bound.rule.kwargs.get("mostly", 1) == 1
@@ -366,7 +340,7 @@ def _match_nothing(pattern: str) -> None:
         pd.Series([""], dtype=pd.ArrowDtype(pa.string())).astype(str).str.contains(pattern)
 
 
-def _needs(rules: Sequence[_Bound], *, repeats: bool) -> BatchRules:
+def _needs(rules: Sequence[Bound], *, repeats: bool) -> BatchRules:
     about_columns = any(not b.rule.columns and "row_count" not in b.rule.type for b in rules)
     columns = tuple(dict.fromkeys(c for b in rules for c in b.rule.columns))
     rejects = any(b.names_rows and b.policy != "warn" for b in rules)
@@ -387,42 +361,5 @@ def _frame(table: pa.Table) -> _Frame:
     return _Frame(pa.table(columns).to_pandas(types_mapper=pd.ArrowDtype))
 
 
-def _read_answer(bound: _Bound, answer: Any, table: pa.Table) -> _Finding:
-    raised = _exception(answer.exception_info)
-    if raised:
-        missing = [c for c in bound.rule.columns if c not in table.column_names]
-        raise _unjudged(bound.rule, f"column {missing} is not there" if missing else raised)
-    found = answer.result or {}
-    if answer.success:
-        return _Finding(True)
-    if not bound.names_rows:
-        return _Finding(False, (), found.get("observed_value"))
-    positions = found.get("unexpected_index_list")
-    if positions is None:
-        raise _unjudged(bound.rule, "it failed and named no rows")
-    return _Finding(False, sorted(int(p) for p in positions))
-
-
-def _exception(info: Mapping[str, Any]) -> str:
-    """Read both shapes of exception_info: one record, or one record per metric."""
-    records = [info] if "raised_exception" in info else list(info.values())
-    told = (r for r in records if isinstance(r, Mapping) and r.get("raised_exception"))
-    return "; ".join(dict.fromkeys(str(r.get("exception_message")).partition("\n")[0] for r in told))
-
-
-def _unjudged(rule: Rule, why: str) -> BatchRejectedError:
-    return BatchRejectedError(
-        f"{rule.place}: {rule} could not be judged: {why}. That is no verdict, so nothing was landed. Declare the "
-        "column's type with expect_column_values_to_be_of_type, or correct the expectation, then clear this task.",
-        expectation=str(rule),
-        why=why,
-    )
-
-
 def _some_null(table: pa.Table, columns: Sequence[str]) -> bool:
     return all(c in table.column_names for c in columns) and any(table[c].null_count for c in columns)
-
-
-def _mostly(bound: _Bound, broken: int, rows: int) -> bool:
-    mostly = bound.rule.kwargs.get("mostly", 1)
-    return broken == 0 or (isinstance(mostly, int | float) and mostly < 1 and 1 - broken / rows >= mostly)
