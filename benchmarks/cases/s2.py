@@ -92,7 +92,7 @@ def check(place: Place) -> None:
 
 
 CASE = Case(
-    title="infer over a tenth of the rows (limit) and over all: the column to read is peak MB",
+    title="infer over a tenth of the rows (limit) and over all: the column to read is peak MB, not the ratio",
     unit="s",
     sizes=(10_000_000, 4_000_000),
     size_unit="rows",
