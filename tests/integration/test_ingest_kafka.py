@@ -191,7 +191,7 @@ def test_offsets_that_are_not_there_are_an_error_not_a_jump(topic: Topic, monkey
     """The client's own answer, should the low watermark not have told before."""
     topic.add(rows(100))
     topic.delete_before(40)
-    monkeypatch.setattr(door, "demand_kept", lambda *_: None)
+    monkeypatch.setattr(door, "demand_kept", lambda *_, **__: None)
     reader = topic.reader()
     with pytest.raises(SourceError, match="offsets 0 to 99 cannot be read"):
         read(reader, Span(reader.name, reader.identity(), (Slice("0", 0, 100),)))
