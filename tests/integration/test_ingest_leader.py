@@ -28,7 +28,14 @@ def second_broker(kafka_broker: KafkaBroker) -> Iterator[KafkaBroker]:
 
 
 def leader_of(admin: AdminClient, topic: str) -> int:
-    return int(admin.list_topics(topic, timeout=10).topics[topic].partitions[0].leader)
+    """Ask until it is told: the broker that answers may be the one that has not heard of the topic yet."""
+    deadline = time.monotonic() + 30
+    while True:
+        partitions = admin.list_topics(topic, timeout=10).topics[topic].partitions
+        if partitions and partitions[0].leader >= 0:
+            return int(partitions[0].leader)
+        assert time.monotonic() < deadline, f"{topic} has no leader"
+        time.sleep(0.1)
 
 
 def test_a_leader_that_dies_in_mid_read_loses_and_doubles_nothing(
