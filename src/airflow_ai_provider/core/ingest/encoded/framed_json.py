@@ -7,8 +7,7 @@ and has ``_fault``. Whether the object fits is for the suite to say: the registe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from datetime import datetime
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -17,12 +16,13 @@ import pyarrow.compute as pc
 from airflow_ai_provider.core.batch import Span
 from airflow_ai_provider.core.ingest.contract import FAULT, PAYLOAD, Source
 from airflow_ai_provider.core.ingest.encoded.registry import RegisteredSchema, Schemas
+from airflow_ai_provider.core.ingest.encoded.source import SourceOver
 from airflow_ai_provider.core.ingest.encoded.wire import HEADER, find_schema
 
 _KIND = "JSON"
 
 
-class FramedJsonSource:
+class FramedJsonSource(SourceOver):
     """Take the frames off what another source reads.
 
     :param inner: the source of raw rows (``_payload``).
@@ -32,26 +32,14 @@ class FramedJsonSource:
     format = "json"
 
     def __init__(self, inner: Source, schemas: Schemas) -> None:
-        self._inner, self._schemas = inner, schemas
+        super().__init__(inner)
+        self._schemas = schemas
         self._used: dict[int, RegisteredSchema] = {}
-        self.name, self.key = inner.name, inner.key
 
     @property
     def facts(self) -> dict[str, Any]:
         """What the manifest says about the last read: ids, subjects and versions of its schemas."""
         return {"schemas": [self._used[number].to_dict() for number in sorted(self._used)]} if self._used else {}
-
-    def identity(self) -> str:
-        return self._inner.identity()
-
-    def plan(
-        self,
-        position: Mapping[str, int],
-        taken: Mapping[str, str],
-        window: tuple[datetime, datetime] | None,
-        row_limit: int | None,
-    ) -> Span:
-        return self._inner.plan(position, taken, window, row_limit)
 
     def read(self, span: Span) -> Iterator[pa.Table]:
         """Yield the span's rows without their frames.
@@ -61,12 +49,6 @@ class FramedJsonSource:
         self._used = {}
         for table in self._inner.read(span):
             yield self._unframed(table)
-
-    def commit(self, span: Span) -> None:
-        self._inner.commit(span)
-
-    def close(self) -> None:
-        self._inner.close()
 
     def _unframed(self, table: pa.Table) -> pa.Table:
         payloads = table[PAYLOAD].combine_chunks()

@@ -45,24 +45,15 @@ class PayloadDecoder(Protocol):
         """Decode one block; raises RegistryUnavailableError when a schema cannot be had."""
 
 
-class EncodedSource:
-    """Decode what another source reads.
+class SourceOver:
+    """Stand before another source: its rows are this one's business, all else is its own.
 
     :param inner: the source of raw rows (``_payload``).
-    :param open_decoder: makes the decoder of one read: what columns a batch has is decided by its own rows.
     """
 
-    format = "columns"
-
-    def __init__(self, inner: Source, open_decoder: Callable[[], PayloadDecoder]) -> None:
-        self._inner, self.open_decoder = inner, open_decoder
-        self._decoder: PayloadDecoder | None = None
+    def __init__(self, inner: Source) -> None:
+        self._inner = inner
         self.name, self.key = inner.name, inner.key
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What the manifest says about the last read: ids, subjects and versions of its schemas."""
-        return {"schemas": list(self._decoder.facts)} if self._decoder and self._decoder.facts else {}
 
     def identity(self) -> str:
         return self._inner.identity()
@@ -76,6 +67,32 @@ class EncodedSource:
     ) -> Span:
         return self._inner.plan(position, taken, window, row_limit)
 
+    def commit(self, span: Span) -> None:
+        self._inner.commit(span)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+class EncodedSource(SourceOver):
+    """Decode what another source reads.
+
+    :param inner: the source of raw rows (``_payload``).
+    :param open_decoder: makes the decoder of one read: what columns a batch has is decided by its own rows.
+    """
+
+    format = "columns"
+
+    def __init__(self, inner: Source, open_decoder: Callable[[], PayloadDecoder]) -> None:
+        super().__init__(inner)
+        self.open_decoder = open_decoder
+        self._decoder: PayloadDecoder | None = None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the manifest says about the last read: ids, subjects and versions of its schemas."""
+        return {"schemas": list(self._decoder.facts)} if self._decoder and self._decoder.facts else {}
+
     def read(self, span: Span, mark: Callable[[pa.Table], pa.Table] | None = None) -> Iterator[pa.Table]:
         """Yield the span's rows, decoded: their own columns, ``_schema_id`` and ``_fault`` beside what came.
 
@@ -85,12 +102,6 @@ class EncodedSource:
         self._decoder = self.open_decoder()
         for block in cut(self._inner.read(span)):
             yield _decode(self._decoder, mark(block) if mark else block)
-
-    def commit(self, span: Span) -> None:
-        self._inner.commit(span)
-
-    def close(self) -> None:
-        self._inner.close()
 
 
 def open_encoded(
