@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -46,8 +49,7 @@ def test_what_is_shown_holds_every_row_that_shares_its_values(data: st.DataObjec
     rows = {n: data.draw(st.lists(COLUMNS[n][0], min_size=count, max_size=count)) for n in names}
     whole = table(rows)
     tables = [whole.slice(0, count // 3), whole.slice(count // 3)]
-    with tempfile.TemporaryDirectory() as folder:
-        shown = find_repeated(lambda: iter(tables), BatchRules(names, True, True), Path(folder), at_once=4)
+    shown = find_repeated(lambda: iter(tables), BatchRules(names, True, True), at_once=4)
     keys = list(zip(*([same(v) for v in rows[n]] for n in names), strict=True))
     often = Counter(keys)
     wanted = {f"r{i}" for i, key in enumerate(keys) if often[key] > 1 and (len(names) > 1 or key != ("None",))}
@@ -98,3 +100,39 @@ def test_a_column_that_is_not_there_is_for_the_validator_to_judge() -> None:
     assert judge(RuleValidator(unique="s"), lambda: iter([rows])).reasons == {}
     assert set(judge(RuleValidator(unique="i"), lambda: iter([rows])).reasons) == {"r0", "r1"}
     assert judge(RuleValidator(whole=lambda t: [f"{t.num_rows} rows"]), lambda: iter([])).failures == ["0 rows"]
+
+
+@pytest.mark.parametrize(
+    ("rules", "block"),
+    [
+        pytest.param({"unique": "i"}, 4, id="hashes written"),
+        pytest.param({"unique": "i"}, 6, id="hashes read"),
+        pytest.param({"whole": lambda shown: ["no"]}, 3, id="columns written"),
+    ],
+)
+def test_a_killed_landing_leaves_nothing_on_the_local_disk(
+    rules: dict[str, Any], block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "of-somebody-else").touch()
+    told, tell = os.pipe()
+    count = 0
+
+    def tables() -> Iterator[pa.Table]:
+        nonlocal count
+        for n in range(3):
+            count += 1
+            if count == block:
+                os.write(tell, " ".join(str(file.resolve()) for file in Path("/proc/self/fd").iterdir()).encode())
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield table({"i": [n, 1]}, first=2 * n)
+
+    pid = os.fork()
+    if pid == 0:
+        judge(RuleValidator(**rules), tables)
+        os._exit(0)
+    os.close(tell)
+    with os.fdopen(told, "rb") as pipe:
+        assert str(tmp_path).encode() in pipe.read(), "it was writing there"
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    assert [path.name for path in tmp_path.iterdir()] == ["of-somebody-else"]

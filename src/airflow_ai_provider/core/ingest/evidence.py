@@ -2,16 +2,19 @@
 
 Invariants: what a rule about repeated values is shown are all rows that share their values with another one, so its
 verdict is that over all rows; equal values have equal hashes, and unequal ones that share a hash only cost time; what
-other rules read lies on the local disk, mapped into memory; the verdict does not depend on how the batch was cut.
+other rules read lies on the local disk, mapped into memory, in files without a name that end with the process, however
+it ends; the verdict does not depend on how the batch was cut.
 """
 
 from __future__ import annotations
 
+import mmap
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -48,34 +51,32 @@ def judge(validator: Validator, tables: Tables) -> Findings:
     """
     found = Findings()
     for rules in validator.batch_rules:
-        with tempfile.TemporaryDirectory(prefix="ingest-") as folder:
-            few = rules.repeats and _are_there(tables, rules)
-            shown = (find_repeated if few else _spool)(tables, rules, Path(folder))
-            if few and not shown.num_rows:
-                continue
-            judgement = validator.judge(shown, rules)
-            for row_id, reasons in judgement.reasons.items():
-                found.reasons.setdefault(row_id, []).extend(reasons)
-            found.failures = merge_texts(found.failures, judgement.failures)
-            found.warnings.update(judgement.warnings)
+        few = rules.repeats and _are_there(tables, rules)
+        shown = (find_repeated if few else _spool)(tables, rules)
+        if few and not shown.num_rows:
+            continue
+        judgement = validator.judge(shown, rules)
+        for row_id, reasons in judgement.reasons.items():
+            found.reasons.setdefault(row_id, []).extend(reasons)
+        found.failures = merge_texts(found.failures, judgement.failures)
+        found.warnings.update(judgement.warnings)
     return found
 
 
-def find_repeated(tables: Tables, rules: BatchRules, folder: Path, at_once: int = _AT_ONCE) -> pa.Table:
+def find_repeated(tables: Tables, rules: BatchRules, at_once: int = _AT_ONCE) -> pa.Table:
     """Return the rows that share their values in the rules' columns with another row; by chance some more.
 
-    One pass writes a hash per row to the disk, one finds those that occur twice, one picks their rows.
+    One pass writes a hash per row to the local disk, eight bytes each; one finds those that occur twice, one picks
+    their rows.
 
-    :param folder: on the local disk, takes eight bytes per row.
     :param at_once: hashes in memory at a time.
     """
-    columns, path = list(rules.columns or ()), folder / "hashes"
-    with path.open("wb") as file:
+    columns, kept = list(rules.columns or ()), []
+    with tempfile.TemporaryFile() as file:
         for table in tables():
             _hashes(table, columns).tofile(file)
-    repeated = _repeated(path, at_once)
-    kept: list[pa.Table] = []
-    with path.open("rb") as file:
+        repeated = _repeated(file, at_once)
+        file.seek(0)
         for table in tables() if len(repeated) else ():
             hit = np.isin(np.fromfile(file, np.int64, table.num_rows), repeated)
             if hit.any():
@@ -108,36 +109,39 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     )
 
 
-def _repeated(path: Path, at_once: int) -> npt.NDArray[np.int64]:
+def _repeated(file: IO[bytes], at_once: int) -> npt.NDArray[np.int64]:
     """The hashes of a file that occur more than once; sorted in so many turns that each fits into memory."""
-    count = path.stat().st_size // 8
+    count = file.seek(0, os.SEEK_END) // 8
     turns = -(-count // at_once)
     found = [np.empty(0, np.int64)]
     for turn in range(turns):
-        mine = np.concatenate([h[h % turns == turn] for h in _chunks(path, at_once)])
+        mine = np.concatenate([h[h % turns == turn] for h in _chunks(file, at_once)])
         mine.sort()
         found.append(np.unique(mine[1:][mine[1:] == mine[:-1]]))
     return np.concatenate(found)
 
 
-def _chunks(path: Path, at_once: int) -> Iterator[npt.NDArray[np.int64]]:
-    with path.open("rb") as file:
-        while len(chunk := np.fromfile(file, np.int64, at_once)):
-            yield chunk
+def _chunks(file: IO[bytes], at_once: int) -> Iterator[npt.NDArray[np.int64]]:
+    file.seek(0)
+    while len(chunk := np.fromfile(file, np.int64, at_once)):
+        yield chunk
 
 
-def _spool(tables: Tables, rules: BatchRules, folder: Path) -> pa.Table:
+def _spool(tables: Tables, rules: BatchRules) -> pa.Table:
     """Lay the columns that rules read on the local disk, and return them as a table that is read from there."""
-    path, writer = str(folder / "columns"), None
-    with pa.OSFile(path, "wb") as sink:
+    writer = None
+    with tempfile.TemporaryFile() as file:
         for table in tables():
             names = None if rules.columns is None else [ROW_ID, *(n for n in rules.columns if n in table.column_names)]
             rows = table if names is None else table.select(names)
-            writer = writer or pa.ipc.new_file(sink, rows.schema)
+            writer = writer or pa.ipc.new_file(pa.PythonFile(file, "w"), rows.schema)
             writer.write_table(rows)
-        if writer is not None:
-            writer.close()
-    return pa.ipc.open_file(pa.memory_map(path)).read_all() if writer is not None else _nothing()
+        if writer is None:
+            return _nothing()
+        writer.close()
+        file.flush()
+        shown = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # stays while the table does
+    return pa.ipc.open_file(pa.py_buffer(shown)).read_all()
 
 
 def _nothing() -> pa.Table:
