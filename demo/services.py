@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from typing import Any
 from airflow_ai_provider.errors import AiProviderError
 
 _NOTES = "processes.json"
+_given: set[int] = set()
 
 
 class DemoFailedError(AiProviderError):
@@ -131,10 +133,20 @@ class Services:
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port of 127.0.0.1 that nobody listens on now, and that was not given before.
+
+    It is none of those that outgoing connections get, where there are others: such a connection could take it before
+    its server does, or while that is restarted.
+    """
+    lowest, highest = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    ports = [*range(20_000, lowest), *range(highest + 1, 65_536)] or range(20_000, 65_536)
+    for port in random.SystemRandom().sample(ports, len(ports)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            if port not in _given:
+                _given.add(port)
+                return port
+    raise DemoFailedError("all ports of 127.0.0.1 are taken. Look who listens with  ss -ltn")
 
 
 def stop_all(folder: Path, deadline_s: float = 8) -> int:
@@ -147,7 +159,7 @@ def stop_all(folder: Path, deadline_s: float = 8) -> int:
     # First the leaders alone: they end their children and wait for them, so that none becomes an orphan.
     found = _end(signal.SIGTERM, sessions, sessions, deadline_s)
     found |= _end(signal.SIGTERM, sessions, None, deadline_s / 3)
-    found |= _end(signal.SIGKILL, sessions, None, 5)
+    found |= _end(signal.SIGKILL, sessions, None, 30)  # one that waits for a busy disk ends when that answers
     left = set(_members(sessions))
     if left:
         raise DemoFailedError(

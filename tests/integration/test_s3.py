@@ -147,6 +147,8 @@ def test_a_bucket_that_is_not_there_is_named_and_never_made(s3_server: S3Server,
 def test_a_store_that_is_down_or_hangs_is_given_up_in_time(s3_server: S3Server, bucket: tuple[str, Any]) -> None:
     name, files = bucket
     files.pipe_file(f"{name}/in/1.jsonl", b"{}\n")
+    patient = FileReader(f"s3://{name}/in", storage_options=s3_server.options)
+    assert len(patient.plan({}, {}, None, None).slices) == 1
     options = {**s3_server.options, "timeout_s": 0.4}
     reader, store = FileReader(f"s3://{name}/in", storage_options=options), Store(f"s3://{name}/ai", options)
     s3_server.pause()
@@ -155,9 +157,9 @@ def test_a_store_that_is_down_or_hangs_is_given_up_in_time(s3_server: S3Server, 
         reader.plan({}, {}, None, None)
     with pytest.raises(SourceUnavailableError, match="did not take x"):
         store.write_bytes("x", b"x")
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 45
     s3_server.resume()
-    assert len(reader.plan({}, {}, None, None).slices) == 1
+    assert len(patient.plan({}, {}, None, None).slices) == 1
     gone = {**options, "endpoint_url": "http://127.0.0.1:9"}
     with pytest.raises(SourceUnavailableError, match="could not be looked up"):
         FileReader(f"s3://{name}/in", storage_options=gone).plan({}, {}, None, None)
@@ -170,14 +172,15 @@ def test_a_download_that_breaks_off_is_read_again_or_lands_nothing(
     lines = b"".join(b'{"a":%d}\n' % n for n in range(60_000))
     files.pipe_file(f"{name}/in/1.jsonl", lines)
     proxy = tcp_proxy("127.0.0.1", s3_server.port)
-    options = {**s3_server.options, "endpoint_url": f"http://{proxy.address}", "timeout_s": 1}
+    options = {**s3_server.options, "endpoint_url": f"http://{proxy.address}"}
     reader = FileReader(f"s3://{name}/in", storage_options=options)
+    hasty = FileReader(f"s3://{name}/in", storage_options={**options, "timeout_s": 1})
     span = reader.plan({}, {}, None, None)
     proxy.cut_after(200_000)
     assert sum(table.num_rows for table in reader.read(span)) == 60_000, "one cut is mended on the way"
     tables = reader.read(span)
     next(tables)
-    again = reader.read(span)
+    again = hasty.read(span)
     proxy.swallow()
     with pytest.raises(SourceUnavailableError, match="1.jsonl could not be read"):
         list(again)

@@ -30,6 +30,7 @@ class Backfill:
     """A topic with a row a minute in each of two topic partitions, three hours long; every thirtieth is broken."""
 
     def __init__(self, broker: KafkaBroker, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.broker = broker
         self.topic, self.dead = broker.create_topic("by-hour", 2), broker.create_topic("by-hour-dead", 1)
         self.config = {"bootstrap.servers": broker.bootstrap, "group.id": "by-hour"}
         self.store, self.url = Store(f"{folder}/store"), f"sqlite:///{folder}/ledger.db"
@@ -66,10 +67,11 @@ class Backfill:
         return [n for part in self.store.read(ref, ACCEPTED) for n in part["n"].to_pylist()]
 
     def letter_count(self) -> int:
+        self.broker.wait_until_stable(self.dead)
         reader = Consumer({**self.config, "group.id": "reader", "enable.partition.eof": True})
         reader.assign([TopicPartition(self.dead, 0, 0)])
         count = 0
-        while (message := reader.poll(20)) is not None and message.error() is None:
+        while (message := reader.poll(60)) is not None and message.error() is None:
             count += 1
         assert message is not None, "the broker does not answer"
         reader.close()

@@ -12,7 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka import IsolationLevel, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined]  # not in its stubs
 
 from tests.servers.process import Server, ServerFailedError, ServerProcess, free_port
 
@@ -85,14 +86,36 @@ class KafkaBroker(Server):
     ) -> str:
         """Create a topic and return its name when every topic partition has a leader."""
         admin = self.admin()
-        admin.create_topics([NewTopic(name, partitions, replicas, config=config or {})])[name].result(30)
-        deadline = time.monotonic() + 30
+        admin.create_topics([NewTopic(name, partitions, replicas, config=config or {})])[name].result(60)
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
-            topic = admin.list_topics(name, timeout=10).topics[name]
+            topic = admin.list_topics(name, timeout=30).topics[name]
             if len(topic.partitions) == partitions and all(p.leader >= 0 for p in topic.partitions.values()):
                 return name
             time.sleep(0.05)
-        raise ServerFailedError(f"topic {name} has no leaders after 30 s; the broker's log ends:\n{self.log_tail()}")
+        raise ServerFailedError(f"topic {name} has no leaders after 60 s; the broker's log ends:\n{self.log_tail()}")
+
+    def wait_until_stable(self, topic: str) -> None:
+        """Return when readers of committed records see all that there is.
+
+        A commit or an abort is answered before its markers are written: until they are, such a reader's end is before
+        the transaction.
+        """
+        admin, latest = self.admin(), OffsetSpec.latest()  # type: ignore[no-untyped-call]
+        places = {
+            TopicPartition(topic, p): latest for p in admin.list_topics(topic, timeout=30).topics[topic].partitions
+        }
+        deadline = time.monotonic() + 60
+        while True:
+            stable, all_there = (
+                {at: found.result(30).offset for at, found in admin.list_offsets(places, isolation_level=level).items()}
+                for level in (IsolationLevel.READ_COMMITTED, IsolationLevel.READ_UNCOMMITTED)
+            )
+            if stable == all_there:
+                return
+            if time.monotonic() > deadline:
+                raise ServerFailedError(f"topic {topic} has an open transaction after 60 s: {stable}, not {all_there}")
+            time.sleep(0.02)
 
     def admin(self) -> AdminClient:
         return AdminClient({"bootstrap.servers": self.bootstrap})

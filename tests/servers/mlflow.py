@@ -27,8 +27,7 @@ class MlflowServer(Server):
                 *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
             ],
             log=folder / "server.out",
-            ready=lambda _: self._healthy(),
-            deadline_s=120,  # it creates its tables first, which a busy machine makes long
+            ready=lambda _: self._healthy(),  # it creates its tables first, which a busy machine makes long
             env={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # else it starts a queue consumer of its own
         )
         super().__init__(folder, server)

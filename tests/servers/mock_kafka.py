@@ -28,19 +28,19 @@ def mock_cluster() -> Iterator[str]:
     try:
         address = holder.stdout.readline().strip()
         if not address:
-            raise ServerFailedError(f"the in-process cluster gave no address; its holder ended with {holder.wait(10)}")
+            raise ServerFailedError(f"the in-process cluster gave no address; its holder ended with {holder.wait(60)}")
         yield address
     finally:
         holder.stdin.close()
         holder.stdout.close()
-        holder.wait(10)
+        holder.wait(60)
 
 
 def _hold() -> None:
     from confluent_kafka.admin import AdminClient
 
     cluster = AdminClient({"test.mock.num.brokers": 1})
-    broker = next(iter(cluster.list_topics(timeout=10).brokers.values()))
+    broker = next(iter(cluster.list_topics(timeout=60).brokers.values()))
     sys.stdout.write(f"{broker.host}:{broker.port}\n")
     sys.stdout.flush()
     sys.stdin.read()

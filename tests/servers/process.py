@@ -1,7 +1,8 @@
-"""One server process: started in a session of its own, ended by process group, never left behind.
+"""One server process: started in a session of its own, ended with its children, never left behind.
 
-Invariants: stop() leaves no member of the group alive; if this process dies without calling it, the kernel sends the
-server its stop signal. A server that does not come up fails with the end of its log.
+Invariants: stop() leaves no member of the group and no child alive, children that made a session of their own included
+(each of PostgreSQL's does); if this process dies without calling it, the kernel sends the server its stop signal. A
+server that does not come up fails with the end of its log.
 """
 
 from __future__ import annotations
@@ -11,25 +12,22 @@ import ctypes
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from demo.services import free_port
+
+__all__ = ["Server", "ServerFailedError", "ServerProcess", "free_port"]
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
+_KILLED_S = 60
+"""How long the end of a killed process may take: it waits for a busy disk."""
 
 
 class ServerFailedError(AssertionError):
     """A server did not start or did not end in time; the message holds the end of its log."""
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class ServerProcess:
@@ -95,40 +93,73 @@ class ServerProcess:
             time.sleep(0.05)
 
     def stop(self, deadline_s: float = 20) -> None:
-        """Ask the server to end; after the deadline, kill whatever is left of its group."""
+        """Ask the server to end; after the deadline, kill whatever is left of it."""
         if self._process is None:
             return
-        self._signal(signal.SIGCONT)
+        family = _family(self._process.pid)
+        self._signal(signal.SIGCONT, family)
         self._signal(self.stop_signal)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(deadline_s)
-        self.kill()
+        self._kill(family)
 
     def kill(self) -> None:
-        """End the whole group as a power cut would: no hook runs, nothing is flushed."""
-        if self._process is None:
-            return
-        self._signal(signal.SIGKILL)
-        self._process.wait(10)
-        self._process = None
+        """End the server and its children as a power cut would: no hook runs, nothing is flushed."""
+        if self._process is not None:
+            self._kill(_family(self._process.pid))
 
     def pause(self) -> None:
-        """Freeze the group: connections stay open and nobody answers."""
-        self._signal(signal.SIGSTOP)
+        """Freeze the server and its children: connections stay open and nobody answers."""
+        assert self._process is not None, f"{self.command[0]} is not started"
+        self._signal(signal.SIGSTOP, _family(self._process.pid))
 
     def resume(self) -> None:
-        self._signal(signal.SIGCONT)
+        assert self._process is not None, f"{self.command[0]} is not started"
+        self._signal(signal.SIGCONT, _family(self._process.pid))
 
     def log_tail(self, line_count: int = 40) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-line_count:])
 
-    def _signal(self, number: signal.Signals) -> None:
+    def _signal(self, number: signal.Signals, family: Iterable[int] = ()) -> None:
         assert self._process is not None, f"{self.command[0]} is not started"
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
+        for pid in family:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def _kill(self, family: set[int]) -> None:
+        assert self._process is not None
+        self._signal(signal.SIGKILL, family)
+        self._process.wait(_KILLED_S)
+        deadline = time.monotonic() + _KILLED_S
+        while left := family & _parents().keys():  # a child that lives holds what the next start needs
+            if time.monotonic() > deadline:
+                raise ServerFailedError(f"{self.command[0]}: processes {sorted(left)} do not end, though killed")
+            time.sleep(0.01)
+        self._process = None
 
     def _end_with_parent(self) -> None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, int(self.stop_signal))
+
+
+def _family(pid: int) -> set[int]:
+    """A process and its children, with theirs."""
+    parents, found = _parents(), {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
+
+
+def _parents() -> dict[int, int]:
+    """Each living process's parent; a dead one that nobody has taken note of holds nothing any more."""
+    found: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # ended while we looked
+            state, parent, *_ = stat.read_text().rpartition(")")[2].split()
+            if state not in "ZX":
+                found[int(stat.parent.name)] = int(parent)
+    return found
 
 
 class Server:

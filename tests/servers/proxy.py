@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
+import sys
 import threading
 import time
+from pathlib import Path
 from typing import Literal
 
 Direction = Literal["request", "answer"]
@@ -95,7 +97,7 @@ class TcpProxy:
             except OSError:
                 return
             try:
-                server = socket.create_connection(self._target, timeout=5)
+                server = socket.create_connection(self._target, timeout=30)
             except OSError:
                 _reset(client)
                 continue
@@ -116,7 +118,7 @@ class TcpProxy:
                 allowed, last = self._allow(len(piece), direction)
                 sink.sendall(piece[:allowed])
                 if last:
-                    time.sleep(0.05)  # a reset overtakes bytes that the receiver has not read yet
+                    _wait_until_read(sink)  # a reset overtakes bytes that the receiver has not read yet
                     self.cut()
                     return
             with self._lock:  # a cut wakes this pump too: a polite end must not overtake its reset
@@ -134,6 +136,23 @@ class TcpProxy:
                 return size, False
             self._left[direction] = None
             return left, True
+
+
+def _wait_until_read(sink: socket.socket) -> None:
+    """Return when the process at the other end has taken all that was sent; it may never: then after 10 s."""
+    ours, theirs = (_in_proc(name) for name in (sink.getsockname(), sink.getpeername()))
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
+        waiting = [line[4] for line in lines if line[1:3] in ([ours, theirs], [theirs, ours])]
+        if set(waiting) <= {"00000000:00000000"}:  # bytes to send, bytes to read
+            return
+        time.sleep(0.005)
+
+
+def _in_proc(name: tuple[str, int]) -> str:
+    address = int.from_bytes(socket.inet_aton(name[0]), sys.byteorder)
+    return f"{address:08X}:{name[1]:04X}"
 
 
 def _reset(connection: socket.socket) -> None:

@@ -35,7 +35,7 @@ class S3Server(Server):
             [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)],
             log=folder / "server.out",
             ready=lambda _: self._answers(),
-            deadline_s=60,
+            deadline_s=180,
             env={"INITIAL_NO_AUTH_ACTION_COUNT": str(_USERS_FIRST)},
         )
         super().__init__(folder, server)

@@ -29,12 +29,12 @@ class TicketService(Server):
         self.address = f"http://127.0.0.1:{self.port}"
         command = [sys.executable, str(_SCRIPT), "--port", str(self.port), "--db", str(folder / "tickets.db"), *options]
         super().__init__(
-            folder, ServerProcess(command, log=folder / "tickets.out", ready=lambda _: self._answers(), deadline_s=30)
+            folder, ServerProcess(command, log=folder / "tickets.out", ready=lambda _: self._answers(), deadline_s=120)
         )
 
     def get(self, path: str) -> Any:
         """What the service answers to a GET."""
-        with urllib.request.urlopen(f"{self.address}{path}", timeout=10) as answer:
+        with urllib.request.urlopen(f"{self.address}{path}", timeout=60) as answer:
             return json.load(answer)
 
     def effects(self) -> dict[str, int]:

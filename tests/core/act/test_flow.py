@@ -361,7 +361,7 @@ def test_two_tasks_act_at_once_on_the_same_rows(world: World) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
     assert set(results) <= {60, "LedgerStateError"}
     assert world.act([rows]).counts["done"] == 60
     assert set(world.receiver.effects.values()) == {1}
@@ -375,7 +375,7 @@ def test_chunks_overlap(world: World) -> None:
         def send(self, requests: Sequence[Request]) -> list[Answer]:
             self.together += 1
             self.most = max(self.most, self.together)
-            time.sleep(0.05)
+            time.sleep(0.2)
             answers = super().send(requests)
             self.together -= 1
             return answers

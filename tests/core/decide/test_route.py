@@ -139,10 +139,11 @@ def test_an_unknown_column_names_those_there_are() -> None:
 
 
 def test_a_million_rows_take_well_under_three_seconds() -> None:
-    # Measured: 0.4 s on two cores; the bar leaves room for a busy machine and none for a loop over rows.
+    # Measured: 0.4 s on two cores, in the time that this process worked, for a machine's other work is not the code's;
+    # the bar leaves no room for a loop over rows.
     chance, count = np.random.default_rng(1), 1_000_000
     table = rows(chance.random(count).tolist(), ["benign"] * count, (chance.random(count) * 30).tolist())
-    start = time.perf_counter()
+    start = time.process_time()
     decided = route(table, Policy(0.95, 0.6, fallback=RULE), Calibration("platt", {"a": 1.2, "b": -0.1}))
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3
     assert decided.num_rows == count

@@ -75,7 +75,7 @@ class FakeServer:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def endpoint(self, **more: Any) -> RemoteEndpoint:
-        given = {"timeout_s": 0.5, "patience_s": 1.5, "batch_size": 50} | more
+        given = {"timeout_s": 30, "patience_s": 60, "batch_size": 50} | more
         return RemoteEndpoint(self.protocol, f"http://127.0.0.1:{self.port}", **given)
 
 

