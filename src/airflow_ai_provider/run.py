@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from airflow_ai_provider.errors import SpecError
 
@@ -21,6 +22,7 @@ class Run:
     :param pipeline: the DAG's id.
     :param run_id: Airflow's run id.
     :param task_key: run id, task id and map index: the same on every retry and clear of this task.
+    :param attempt: this try of the task, as a text that sorts behind those of the tries before; empty when unknown.
     :param run_type: ``scheduled``, ``manual``, ``backfill``, ``asset_triggered`` …
     :param window: the run's data interval; None when it has none, or one of zero width.
     :param period: the same; for a run without one its logical date, twice; None when it has neither.
@@ -40,6 +42,7 @@ class Run:
     due: datetime | None = None
     partition: str | None = None
     partition_time: datetime | None = None
+    attempt: str = ""
 
     @property
     def is_backfill(self) -> bool:
@@ -70,6 +73,7 @@ def run_of(context: Mapping[str, Any]) -> Run:
     return Run(
         pipeline=ti.dag_id,
         run_id=dag_run.run_id,
+        attempt=_attempt_of(ti),
         task_key=f"{dag_run.run_id}/{ti.task_id}/{ti.map_index if ti.map_index is not None else -1}",
         run_type=str(getattr(dag_run.run_type, "value", dag_run.run_type)),
         window=window,
@@ -79,6 +83,12 @@ def run_of(context: Mapping[str, Any]) -> Run:
         period=period,
         due=period[1] if period else getattr(dag_run, "run_after", None),
     )
+
+
+def _attempt_of(ti: Any) -> str:
+    """Airflow names each try anew, by a UUID that begins with the time; its number begins again in a run made anew."""
+    name = getattr(ti, "id", None)
+    return str(name) if isinstance(name, UUID) and name.version == 7 else ""
 
 
 def homes_of(dag: Any) -> list[Path]:

@@ -64,7 +64,7 @@ DOORS: dict[str, set[str]] = {
     "model_signing": {"core.infer.signing"},
     "onnxruntime": {"core.infer.onnx", "core.infer.quantize"},
     "torch": {"core.infer.torch"},
-    "sqlalchemy": {"core.ledger_sql", "core.ledger_engine"},  # what is asked, and of which database
+    "sqlalchemy": {"core.ledger_sql", "core.ledger_query", "core.ledger_engine"},  # what is done and asked, and where
     "pyspark": {"core.infer.spark"},
     "ray": {"core.infer.ray"},
     "polars": set(),
@@ -166,8 +166,8 @@ def _wrong_door(found: Import) -> bool:
 
 def _opens_early(found: Import) -> bool:
     """A door's module imported at a module's top would load its library with whoever imports that module."""
-    doors = set().union(*DOORS.values())
-    return _ours(found.target) in doors - {found.module} and not found.lazy and not found.typing_only
+    doors = set().union(*(doors for doors in DOORS.values() if found.module not in doors))
+    return _ours(found.target) in doors and not found.lazy and not found.typing_only
 
 
 RULES = {

@@ -5,17 +5,20 @@ from __future__ import annotations
 import inspect
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from airflow.sdk import DAG, ExceptionRetryPolicy, RetryAction
 from airflow.serialization.serialized_objects import DagSerialization
+from uuid6 import uuid7
 
 import airflow_ai_provider as face
 from airflow_ai_provider import errors
 from airflow_ai_provider.operators.source import source_value, window_of
 from airflow_ai_provider.retry import RETRY_POLICY
-from airflow_ai_provider.run import Run
+from airflow_ai_provider.run import Run, run_of
 
 OPERATORS = [getattr(face, name) for name in face.__all__ if name.endswith("Operator")]
 
@@ -166,3 +169,13 @@ def test_a_sources_texts_are_rendered_and_its_schema_file_read(tmp_path: Path) -
     assert source_value(source, dag).reader_schema == '"string"'  # type: ignore[union-attr]
     with pytest.raises(errors.SpecError, match="'y.avsc' not found"):
         source_value(face.KafkaSource("t", format="avro", reader_schema="y.avsc"), dag)
+
+
+def test_a_later_try_has_a_name_that_sorts_behind() -> None:
+    def attempt(name: Any) -> str:
+        ti = SimpleNamespace(dag_id="p", task_id="t", map_index=-1, **({} if name is None else {"id": name}))
+        return run_of({"ti": ti, "dag_run": SimpleNamespace(run_id="r", run_type="manual")}).attempt
+
+    names = [attempt(uuid7()) for _ in range(100)]
+    assert names == sorted(set(names))
+    assert (attempt(uuid4()), attempt(None)) == ("", ""), "names without an order tell nothing"

@@ -204,6 +204,52 @@ def test_a_released_claim_frees_its_rows_but_a_landed_one_stays(ledger: Ledger) 
     assert ledger.claim_of("p", "r2") is not None
 
 
+def test_a_try_that_came_before_one_without_rows_claims_none(ledger: Ledger) -> None:
+    assert ledger.claim_nothing("p", "r1", "try-2") is None
+    assert ledger.claim_nothing("p", "r1", "try-1") is None, "the later one stands"
+    with pytest.raises(SpanConflictError, match="a later try .* r1 has found no rows.*clear the task") as caught:
+        ledger.claim("p", "r1", span(("0", 0, 10)), "r1", "try-1")
+    assert caught.value.owner_key == "r1"
+    assert ledger.claim_of("p", "r1") is None
+    for pipeline, run_key in [("q", "r1"), ("p", "r2")]:
+        assert ledger.claim(pipeline, run_key, span(("0", 0, 10)), run_key, "try-1").run_key == run_key
+    ledger.release("p", "r2")
+    assert ledger.claim("p", "r1", span(("0", 0, 10)), "r1", "try-3").run_key == "r1"
+
+
+def test_a_try_without_rows_takes_what_one_before_it_has_claimed(ledger: Ledger) -> None:
+    held = ledger.claim("p", "r1", span(("0", 0, 10)), "r1", "try-1")
+    assert ledger.claim_nothing("p", "r1", "try-2") == held
+    assert ledger.claim("p", "r1", span(("0", 0, 99)), "r1", "try-1") == held
+    ledger.release("p", "r1")
+    assert ledger.claim("p", "r1", span(("0", 0, 99)), "r1", "try-1").span == span(("0", 0, 99)), "nothing was noted"
+
+
+def test_tries_that_are_not_known_are_not_told_apart(ledger: Ledger) -> None:
+    assert ledger.claim_nothing("p", "r1") is None
+    assert ledger.claim("p", "r1", span(("0", 0, 10)), "r1", "try-1").state == "claimed"
+    assert ledger.claim_nothing("p", "r2", "try-2") is None
+    assert ledger.claim("p", "r2", span(("0", 10, 20)), "r2").state == "claimed"
+
+
+def test_of_a_claim_and_a_note_at_the_same_moment_one_wins(ledger: Ledger) -> None:
+    for number in range(20):
+        key, gate = f"r{number}", threading.Barrier(2)
+
+        def late(key: str = key, gate: threading.Barrier = gate, number: int = number) -> bool:
+            gate.wait()
+            try:
+                ledger.claim("p", key, span(("0", number, number + 1)), key, "try-1")
+            except SpanConflictError:
+                return False
+            return True
+
+        with ThreadPoolExecutor(1) as pool:
+            has_claimed = pool.submit(late)
+            gate.wait()
+            assert (ledger.claim_nothing("p", key, "try-2") is not None) == has_claimed.result()
+
+
 def test_of_many_threads_one_gets_the_span(ledger: Ledger) -> None:
     gate = threading.Barrier(8)
 

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from confluent_kafka import Producer
 
+from airflow_ai_provider.core.batch import Slice, Span
 from airflow_ai_provider.core.ledger_sql import open_ledger
+from airflow_ai_provider.errors import SpanConflictError
 from tests.examples.conftest import Runner, World
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
@@ -96,3 +98,18 @@ def test_a_run_that_finds_nothing_is_not_skipped_and_the_next_takes_the_rest(
     assert empty["outputs"]["ingest"]["counts"]["read"] == 0
     produce(pieces, [ROWS + n for n in range(10)])
     assert run(pieces, 12)["outputs"]["ingest"]["counts"] == {"read": 10, "accepted": 10, "quarantined": 0}
+
+
+def test_a_try_that_ends_after_its_successor_found_nothing_is_refused_and_a_clear_is_not(
+    world: World, pieces: World, ran: dict[str, Any]
+) -> None:
+    empty = run(pieces, 13)
+    assert empty["outputs"]["ingest"]["counts"]["read"] == 0
+    ledger, key = open_ledger(world.ledger_url), f"{empty['run_id']}/ingest_plan/-1"
+    late = Span("kafka:pieces", "other", (Slice("0", 0, 1),))
+    with pytest.raises(SpanConflictError, match="too late"):  # Airflow's ids of tries begin with the time
+        ledger.claim(DAG, key, late, empty["run_id"], attempt="0190")
+    produce(pieces, [2 * ROWS + n for n in range(6)])
+    cleared = run(pieces, 13)
+    assert cleared["run_id"] == empty["run_id"]
+    assert cleared["outputs"]["ingest"]["counts"] == {"read": 6, "accepted": 6, "quarantined": 0}

@@ -13,7 +13,7 @@ import random
 import statistics
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.context import ForkServerProcess
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
@@ -191,6 +191,7 @@ class Rounds:
 
     def _start(self, run: _Run, errand: Errand, aim: Aim | None = None) -> _Try:
         self._count += 1
+        errand = replace(errand, attempt=f"{self._count:06d}")
         answer = Path(self._world.faults).parent / f"answer-{self._count}"
         step = _PROCESSES.Value("i", 0, lock=False)
         process = _PROCESSES.Process(target=work, args=(self._world, errand, step, answer, aim), daemon=True)

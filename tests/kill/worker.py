@@ -85,12 +85,14 @@ class Errand:
     :param task: one of :data:`STEPS_OF`.
     :param given: what it gets through XCom: the shard, or the parts that are landed.
     :param shards: into how many pieces a plan cuts.
+    :param attempt: which try it is: one that begins later has a text that sorts behind.
     """
 
     run_key: str
     task: str = "ingest"
     given: tuple[dict[str, Any], ...] = ()
     shards: int = 1
+    attempt: str = ""
 
     @property
     def shard(self) -> int:
@@ -146,7 +148,7 @@ def work(world: World, errand: Errand, step: Synchronized[int], answer: Path, ai
 
 
 def _do(errand: Errand, source: Any, store: Store, ledger: Ledger) -> list[dict[str, Any]]:
-    run = IngestRun(PIPELINE, errand.run_key, errand.run_key)
+    run = IngestRun(PIPELINE, errand.run_key, errand.run_key, attempt=errand.attempt)
     rules = RuleValidator(_find_negative, {"n": "int64", "v": "int64", "u": "int64"}, unique="u")
     try:
         if errand.task == "ingest":

@@ -131,11 +131,19 @@ class Ledger(Protocol):
     Every method raises LedgerUnavailableError when the database does not answer; a retry may help.
     """
 
-    def claim(self, pipeline: str, run_key: str, span: Span, run_id: str) -> Claim:
+    def claim(self, pipeline: str, run_key: str, span: Span, run_id: str, attempt: str = "") -> Claim:
         """Take a span, once. The same ``run_key`` gets its own claim again, whatever span it now asks for; a span that
         another run has landed exactly so is returned as that run's claim.
 
-        :raises SpanConflictError: when another run holds some of these rows.
+        :param attempt: which try asks, in a text that sorts behind those of the tries before; empty: not known.
+        :raises SpanConflictError: when another run holds some of these rows, or a later try of this one has found none.
+        """
+
+    def claim_nothing(self, pipeline: str, run_key: str, attempt: str = "") -> Claim | None:
+        """Note that a try has found no rows: the tries before it claim none any more, those after it may.
+
+        :param attempt: as for :meth:`claim`; of one that is not known nothing is noted.
+        :return: what this ``run_key`` holds, for a try before it may have been quicker; then nothing is noted.
         """
 
     def claim_of(self, pipeline: str, run_key: str) -> Claim | None:

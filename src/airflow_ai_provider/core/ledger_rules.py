@@ -78,6 +78,21 @@ def settle_claim(span: Span, rivals: Iterable[Claim]) -> Claim | None:
     return None
 
 
+def check_attempt(run_key: str, attempt: str, closed_by: str) -> None:
+    """Refuse a claim to a try whose successor has found no rows.
+
+    :param attempt: the try that asks; empty when it is not known.
+    :param closed_by: the last try that found none; empty when there was none.
+    :raises SpanConflictError: when the one that asks is an earlier one.
+    """
+    if attempt and attempt < closed_by:
+        raise SpanConflictError(
+            f"a later try of the task that plans {run_key} has found no rows, and its empty batch stands; this one is "
+            "too late to claim any. They wait for the next run. To have them in this one, clear the task.",
+            owner_key=run_key,
+        )
+
+
 def check_landing(claim: Claim | None, pipeline: str, run_key: str, ref: BatchRef) -> bool:
     """Say whether a claim is to be marked landed.
 

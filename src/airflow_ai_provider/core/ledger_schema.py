@@ -6,6 +6,7 @@ never changed in meaning.
 =====================  ==============================================================================================
 ``ai_claim``           which run holds which span of a source, and the batch that landed for it
 ``ai_claim_slice``     the same per topic partition or file
+``ai_nothing``         the last try of a run that found no rows; the tries before it claim none any more
 ``ai_entry``           one line per effect on the outside world, and per undo of one (``undoes``)
 ``ai_finished``        actions that got through all rows of a run (name: the action)
 ``ai_dismissal``       quarantined rows that need wait no more (name: batch/row)
@@ -38,6 +39,7 @@ CLAIM = (
     "claimed_at",
     "updated_at",
 )
+NOTHING = ("pipeline", "run_key", "attempt", "at")
 SLICE = ("claim_id", "pipeline", "source", "identity", "topic_partition", "digest", "first", "end")
 ENTRY = (
     *("key", "pipeline", "action", "subject", "fingerprint", "run_id", "row_id", "batch_id", "step", "saga"),
@@ -74,6 +76,9 @@ CREATE TABLE IF NOT EXISTS ai_claim_slice (
 CREATE INDEX IF NOT EXISTS ai_claim_slice_claim ON ai_claim_slice (claim_id);
 CREATE UNIQUE INDEX IF NOT EXISTS ai_claim_slice_once
     ON ai_claim_slice (pipeline, source, identity, topic_partition, digest, first) WHERE "end" > first;
+CREATE TABLE IF NOT EXISTS ai_nothing (
+    pipeline TEXT NOT NULL, run_key TEXT NOT NULL, attempt TEXT NOT NULL, at TEXT NOT NULL,
+    UNIQUE (pipeline, run_key));
 CREATE TABLE IF NOT EXISTS ai_entry (
     seq {number}, key TEXT NOT NULL UNIQUE, pipeline TEXT NOT NULL, action TEXT NOT NULL, subject TEXT NOT NULL,
     fingerprint TEXT NOT NULL, run_id TEXT NOT NULL, row_id TEXT NOT NULL, batch_id TEXT NOT NULL,

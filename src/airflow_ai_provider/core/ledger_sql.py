@@ -1,8 +1,9 @@
-"""The ledger in a SQL database: SQLite (the default) or PostgreSQL; with ``ledger_engine.py`` the door to SQLAlchemy.
+"""The ledger in a SQL database: SQLite (the default) or PostgreSQL.
 
 Invariants: each method is one transaction; what may follow what is decided by the pure functions of ``ledger.py``;
 writers of one SQLite file go one at a time (``BEGIN IMMEDIATE``), claims of one pipeline in PostgreSQL too (an advisory
-lock); no password is in an error's text. How a database is opened is in ``ledger_engine.py``.
+lock); no password is in an error's text. What is looked up is in ``ledger_query.py``, how a database is opened in
+``ledger_engine.py``; these three are the doors to SQLAlchemy.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import chain, groupby
 from typing import Any, TypeVar
@@ -25,10 +26,25 @@ from airflow_ai_provider.core import ledger_schema as schema
 from airflow_ai_provider.core.batch import BatchRef, Span
 from airflow_ai_provider.core.ledger import Claim, Entry, Intent, Ledger, Outcome, Sighting
 from airflow_ai_provider.core.ledger_notes import NoteKeeper
+from airflow_ai_provider.core.ledger_query import (
+    ALIAS,
+    CLAIM,
+    ENTRY,
+    NOTES,
+    NOTHING,
+    SLICE,
+    batched,
+    demand_moves,
+    find_claim,
+    find_entries,
+    last_without_rows,
+    rivals,
+    sightings,
+)
 from airflow_ai_provider.core.ledger_rules import (
+    check_attempt,
     check_fingerprints,
     check_landing,
-    check_move,
     open_among,
     settle_aliases,
     settle_claim,
@@ -37,18 +53,6 @@ from airflow_ai_provider.errors import LedgerUnavailableError
 
 T = TypeVar("T")
 _ROWS_AT_A_TIME = 128  # per statement: SQLite takes 32,766 values, and keeps the texts of 128 statements
-_IN_LIMIT = 500  # keys per IN list: SQLite's oldest limit is 999 parameters
-
-
-def _table(name: str, columns: Sequence[str]) -> sa.TableClause:
-    return sa.table(f"ai_{name}", *map(sa.column, columns))
-
-
-_CLAIM = _table("claim", schema.CLAIM)
-_SLICE = _table("claim_slice", schema.SLICE)
-_ENTRY = _table("entry", ("seq", *schema.ENTRY))
-_NOTES = {kind: _table(kind, (*schema.NOTE, *schema.ADDED.get(f"ai_{kind}", ()))) for kind in schema.NOTES}
-_ALIAS = _table("alias", schema.ALIAS)
 
 
 def open_ledger(url: str, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Ledger:
@@ -92,37 +96,54 @@ class SqlLedger(NoteKeeper):
 
     # --- claims ---
 
-    def claim(self, pipeline: str, run_key: str, span: Span, run_id: str) -> Claim:
+    def claim(self, pipeline: str, run_key: str, span: Span, run_id: str, attempt: str = "") -> Claim:
         def take(connection: sa.Connection) -> Claim:
             self._lock(connection, f"claim {pipeline}")
-            held = _find_claim(connection, pipeline, run_key)
-            held = held or settle_claim(span, _rivals(connection, pipeline, span))
+            held = find_claim(connection, pipeline, run_key)
+            if held is None:
+                check_attempt(run_key, attempt, last_without_rows(connection, pipeline, run_key))
+                held = settle_claim(span, rivals(connection, pipeline, span))
             if held is None:
                 held = Claim(pipeline, run_key, span, "claimed", None, run_id)
-                new = sa.insert(_CLAIM).values(lines.claim_row(held, self._now())).returning(_CLAIM.c.id)
+                new = sa.insert(CLAIM).values(lines.claim_row(held, self._now())).returning(CLAIM.c.id)
                 number = connection.execute(new).scalar_one()
                 if span.slices:
-                    connection.execute(sa.insert(_SLICE), lines.slice_rows(held, number))
+                    connection.execute(sa.insert(SLICE), lines.slice_rows(held, number))
             return held
 
         return self._write(take)
 
+    def claim_nothing(self, pipeline: str, run_key: str, attempt: str = "") -> Claim | None:
+        insert = self._insert(NOTHING)
+        new = {"attempt": attempt, "at": self._at()}
+        note = insert.values(pipeline=pipeline, run_key=run_key, **new)
+        note = note.on_conflict_do_update(index_elements=["pipeline", "run_key"], set_=new)
+
+        def close(connection: sa.Connection) -> Claim | None:
+            self._lock(connection, f"claim {pipeline}")
+            held = find_claim(connection, pipeline, run_key)
+            if held is None and attempt > last_without_rows(connection, pipeline, run_key):
+                connection.execute(note)
+            return held
+
+        return self._write(close)
+
     def claim_of(self, pipeline: str, run_key: str) -> Claim | None:
-        return self._read(lambda connection: _find_claim(connection, pipeline, run_key))
+        return self._read(lambda connection: find_claim(connection, pipeline, run_key))
 
     def claims(self, pipeline: str | None = None, state: str | None = None) -> list[Claim]:
-        query = sa.select(_CLAIM).order_by(_CLAIM.c.id)
-        for column, value in ((_CLAIM.c.pipeline, pipeline), (_CLAIM.c.state, state)):
+        query = sa.select(CLAIM).order_by(CLAIM.c.id)
+        for column, value in ((CLAIM.c.pipeline, pipeline), (CLAIM.c.state, state)):
             query = query if value is None else query.where(column == value)
         return [lines.read_claim(row._mapping) for row in self._select(query)]
 
     def landed(self, pipeline: str, run_key: str, ref: BatchRef) -> None:
         def land(connection: sa.Connection) -> None:
             self._lock(connection, f"claim {pipeline}")
-            if check_landing(_find_claim(connection, pipeline, run_key), pipeline, run_key, ref):
+            if check_landing(find_claim(connection, pipeline, run_key), pipeline, run_key, ref):
                 connection.execute(
-                    sa.update(_CLAIM)
-                    .where(_CLAIM.c.pipeline == pipeline, _CLAIM.c.run_key == run_key)
+                    sa.update(CLAIM)
+                    .where(CLAIM.c.pipeline == pipeline, CLAIM.c.run_key == run_key)
                     .values(state="landed", ref=lines.json_text(ref.to_dict()), updated_at=self._at())
                 )
 
@@ -130,23 +151,23 @@ class SqlLedger(NoteKeeper):
 
     def position(self, pipeline: str, source: str, identity: str) -> dict[str, int]:
         query = (
-            sa.select(_SLICE.c.topic_partition, sa.func.max(_SLICE.c.end).label("last"))
-            .where(_SLICE.c.pipeline == pipeline, _SLICE.c.source == source, _SLICE.c.identity == identity)
-            .group_by(_SLICE.c.topic_partition)
+            sa.select(SLICE.c.topic_partition, sa.func.max(SLICE.c.end).label("last"))
+            .where(SLICE.c.pipeline == pipeline, SLICE.c.source == source, SLICE.c.identity == identity)
+            .group_by(SLICE.c.topic_partition)
         )
         return {row.topic_partition: int(row.last) for row in self._select(query)}
 
     def files_taken(self, pipeline: str, source: str) -> dict[str, str]:
         query = (
-            sa.select(_SLICE.c.topic_partition, _SLICE.c.digest)
-            .where(_SLICE.c.pipeline == pipeline, _SLICE.c.source == source)
-            .order_by(_SLICE.c.claim_id)
+            sa.select(SLICE.c.topic_partition, SLICE.c.digest)
+            .where(SLICE.c.pipeline == pipeline, SLICE.c.source == source)
+            .order_by(SLICE.c.claim_id)
         )
         return {row.topic_partition: row.digest for row in self._select(query)}
 
     def release(self, pipeline: str, run_key: str) -> None:
-        mine = (_CLAIM.c.pipeline == pipeline, _CLAIM.c.run_key == run_key, _CLAIM.c.state != "landed")
-        self._write(lambda connection: connection.execute(sa.delete(_CLAIM).where(*mine)))
+        mine = (CLAIM.c.pipeline == pipeline, CLAIM.c.run_key == run_key, CLAIM.c.state != "landed")
+        self._write(lambda connection: connection.execute(sa.delete(CLAIM).where(*mine)))
 
     # --- effects ---
 
@@ -174,7 +195,7 @@ class SqlLedger(NoteKeeper):
 
         # Nearly always all are new, and the INSERT's count says so; else look which, and insert the rest.
         while not self._write(insert):
-            known = self._read(lambda connection: {e.key: e for e in _find_entries(connection, list(new))})
+            known = self._read(lambda connection: {e.key: e for e in find_entries(connection, list(new))})
             check_fingerprints({k: e.fingerprint for k, e in known.items()}, intents)
         return known
 
@@ -200,10 +221,10 @@ class SqlLedger(NoteKeeper):
 
         # Nearly always all may move, and the UPDATE's count says so; else look at each.
         if not self._write(lambda connection: move(connection, ordered)):
-            self._write(lambda connection: move(connection, _demand_moves(connection, ordered)))
+            self._write(lambda connection: move(connection, demand_moves(connection, ordered)))
 
     def look_up(self, key: str) -> Entry | None:
-        return next(iter(self._read(lambda connection: _find_entries(connection, [key]))), None)
+        return next(iter(self._read(lambda connection: find_entries(connection, [key]))), None)
 
     def entries(
         self,
@@ -213,19 +234,19 @@ class SqlLedger(NoteKeeper):
         saga: str | None = None,
         states: Collection[str] | None = None,
     ) -> list[Entry]:
-        query = sa.select(_ENTRY).where(_ENTRY.c.pipeline == pipeline).order_by(_ENTRY.c.step, _ENTRY.c.seq)
+        query = sa.select(ENTRY).where(ENTRY.c.pipeline == pipeline).order_by(ENTRY.c.step, ENTRY.c.seq)
         for name, value in (("run_id", run_id), ("action", action), ("saga", saga)):
             if value is not None:
-                query = query.where(_ENTRY.c[name] == value)
+                query = query.where(ENTRY.c[name] == value)
         if states is not None:
-            query = query.where(_ENTRY.c.state.in_(sorted(states)))
+            query = query.where(ENTRY.c.state.in_(sorted(states)))
         return [lines.read_entry(row._mapping) for row in self._select(query)]
 
     def open_sagas(self, pipeline: str, run_id: str) -> list[str]:
         query = (
-            sa.select(_ENTRY.c.saga, _ENTRY.c.state)
-            .where(_ENTRY.c.pipeline == pipeline, _ENTRY.c.run_id == run_id, _ENTRY.c.undoes == "")
-            .order_by(_ENTRY.c.step, _ENTRY.c.seq)
+            sa.select(ENTRY.c.saga, ENTRY.c.state)
+            .where(ENTRY.c.pipeline == pipeline, ENTRY.c.run_id == run_id, ENTRY.c.undoes == "")
+            .order_by(ENTRY.c.step, ENTRY.c.seq)
         )
         return open_among((row.saga, row.state) for row in self._select(query))
 
@@ -240,7 +261,7 @@ class SqlLedger(NoteKeeper):
         replace: bool = True,
         **columns: str | None,
     ) -> None:
-        at, insert, key = self._at(), self._insert(_NOTES[kind]), ["pipeline", "run_id", "name"]
+        at, insert, key = self._at(), self._insert(NOTES[kind]), ["pipeline", "run_id", "name"]
         same = {"pipeline": pipeline, "run_id": run_id, "at": at, **columns}
         rows = [{**same, "name": name, "value": lines.json_text(dict(value))} for name, value in values.items()]
         changed = {"value": insert.excluded.value, "at": insert.excluded.at}
@@ -250,12 +271,12 @@ class SqlLedger(NoteKeeper):
             self._write(lambda connection: connection.execute(statement, rows))
 
     def _notes(self, kind: str, pipeline: str, run_id: str) -> dict[str, Any]:
-        table = _NOTES[kind]
+        table = NOTES[kind]
         query = sa.select(table.c.name, table.c.value).where(table.c.pipeline == pipeline, table.c.run_id == run_id)
         return {row.name: json.loads(row.value) for row in self._select(query.order_by(table.c.seq))}
 
     def _pins(self, name: str, pipeline: str | None) -> list[Mapping[str, Any]]:
-        table = _NOTES["pin"]
+        table = NOTES["pin"]
         query = sa.select(table).where(table.c.name == name).order_by(table.c.seq)
         if pipeline is not None:
             query = query.where(table.c.pipeline == pipeline)
@@ -268,19 +289,19 @@ class SqlLedger(NoteKeeper):
 
         def note(connection: sa.Connection) -> None:
             self._lock(connection, f"alias {name}")
-            latest = {row.alias: row for row in connection.execute(_sightings(registry, name)).all()}
+            latest = {row.alias: row for row in connection.execute(sightings(registry, name)).all()}
             fresh, same = settle_aliases({alias: row.version for alias, row in latest.items()}, aliases)
             for row in (latest[alias] for alias in same):
-                seen = sa.update(_ALIAS).where(_ALIAS.c.seq == row.seq).values(last_at=max(at, row.last_at))
+                seen = sa.update(ALIAS).where(ALIAS.c.seq == row.seq).values(last_at=max(at, row.last_at))
                 connection.execute(seen)
             new = [{**model, "alias": a, "version": v, "first_at": at, "last_at": at} for a, v in fresh.items()]
             if new:
-                connection.execute(sa.insert(_ALIAS), new)
+                connection.execute(sa.insert(ALIAS), new)
 
         self._write(note)
 
     def alias_history(self, registry: str, name: str, alias: str) -> list[Sighting]:
-        query = _sightings(registry, name).where(_ALIAS.c.alias == alias)
+        query = sightings(registry, name).where(ALIAS.c.alias == alias)
         return [lines.read_sighting(row._mapping) for row in self._select(query)]
 
     # --- transactions ---
@@ -303,7 +324,7 @@ class SqlLedger(NoteKeeper):
         and, in a busy process, waits to get it back; to PostgreSQL each is a message.
         """
         touched = 0
-        for some in _batched(rows, _ROWS_AT_A_TIME):
+        for some in batched(rows, _ROWS_AT_A_TIME):
             marks = "(" + ", ".join(["?" if self._is_sqlite else "%s"] * len(some[0])) + ")"
             text = statement.format(rows=", ".join([marks] * len(some)))
             values = tuple(chain.from_iterable(some))
@@ -344,47 +365,3 @@ class SqlLedger(NoteKeeper):
                     "Check that the database is up and reachable; the retry goes on from what is recorded."
                 ) from error
         raise AssertionError("unreachable: the last try returns or raises")
-
-
-def _find_claim(connection: sa.Connection, pipeline: str, run_key: str) -> Claim | None:
-    query = sa.select(_CLAIM).where(_CLAIM.c.pipeline == pipeline, _CLAIM.c.run_key == run_key)
-    row = connection.execute(query).one_or_none()
-    return lines.read_claim(row._mapping) if row else None
-
-
-def _rivals(connection: sa.Connection, pipeline: str, span: Span) -> Iterator[Claim]:
-    """Yield the claims that may hold rows of a span; ``settle_claim`` looks closely."""
-    for some in _batched([s for s in span.slices if s.end > s.first], _IN_LIMIT):
-        query = (
-            sa.select(_SLICE.c.claim_id)
-            .where(_SLICE.c.pipeline == pipeline, _SLICE.c.source == span.source, _SLICE.c.identity == span.identity)
-            .where(_SLICE.c.topic_partition.in_([s.partition for s in some]))
-            .where(_SLICE.c.first < max(s.end for s in some), _SLICE.c.end > min(s.first for s in some))
-        )
-        claims = sa.select(_CLAIM).where(_CLAIM.c.id.in_(query)).order_by(_CLAIM.c.id)
-        yield from map(lines.read_claim, connection.execute(claims).mappings())
-
-
-def _demand_moves(connection: sa.Connection, outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Return the outcomes that change their entry, which stays locked until the transaction ends."""
-    states: dict[str, str] = {}
-    for some in _batched(sorted({o.key for o in outcomes}), _IN_LIMIT):
-        query = sa.select(_ENTRY.c.key, _ENTRY.c.state).where(_ENTRY.c.key.in_(some)).order_by(_ENTRY.c.key)
-        states |= {row.key: row.state for row in connection.execute(query.with_for_update())}
-    return [o for o in outcomes if check_move(o.key, states.get(o.key, "absent"), o.state)]
-
-
-def _sightings(registry: str, name: str) -> sa.Select[Any]:
-    mine = (_ALIAS.c.registry == registry, _ALIAS.c.name == name)
-    return sa.select(_ALIAS).where(*mine).order_by(_ALIAS.c.seq)
-
-
-def _find_entries(connection: sa.Connection, keys: Sequence[str]) -> list[Entry]:
-    found: list[Entry] = []
-    for some in _batched(keys, _IN_LIMIT):
-        found += map(lines.read_entry, connection.execute(sa.select(_ENTRY).where(_ENTRY.c.key.in_(some))).mappings())
-    return found
-
-
-def _batched(items: Sequence[T], size: int) -> Iterator[list[T]]:
-    return (list(items[start : start + size]) for start in range(0, len(items), size))

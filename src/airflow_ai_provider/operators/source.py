@@ -48,6 +48,7 @@ def asked_of(
         pipeline=run.pipeline,
         run_id=run.run_id,
         run_key=run.task_key,
+        attempt=run.attempt,
         window=window_of(source, run),
         limit=Limits.of(limits).read(datetime.now(UTC)),
         max_rejected=share_or_count(max_rejected),

@@ -17,6 +17,7 @@ from airflow_ai_provider.core.batch import BatchRef, Span
 from airflow_ai_provider.core.ledger import Claim, Entry, Intent, Outcome, Sighting
 from airflow_ai_provider.core.ledger_notes import NoteKeeper, json_text, new_entry, time_text
 from airflow_ai_provider.core.ledger_rules import (
+    check_attempt,
     check_fingerprints,
     check_landing,
     check_move,
@@ -37,19 +38,29 @@ class MemoryLedger(NoteKeeper):
     def __init__(self, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._now, self._lock = now, threading.RLock()
         self._claims: dict[tuple[str, str], Claim] = {}
+        self._closed_by: dict[tuple[str, str], str] = {}
         self._entries: dict[str, Entry] = {}
         self._kept: dict[tuple[str, str, str, str], dict[str, Any]] = {}
         self._aliases: dict[tuple[str, str, str], list[Sighting]] = {}
 
-    def claim(self, pipeline: str, run_key: str, span: Span, run_id: str) -> Claim:
+    def claim(self, pipeline: str, run_key: str, span: Span, run_id: str, attempt: str = "") -> Claim:
         with self._lock:
             own = self._claims.get((pipeline, run_key))
             if own is None:
+                check_attempt(run_key, attempt, self._closed_by.get((pipeline, run_key), ""))
                 own = settle_claim(span, self._rivals(pipeline, span.source, span.identity))
             if own is None:
                 at = self._now()
                 own = Claim(pipeline, run_key, span, "claimed", None, run_id, at, at)
                 self._claims[pipeline, run_key] = own
+            return own
+
+    def claim_nothing(self, pipeline: str, run_key: str, attempt: str = "") -> Claim | None:
+        with self._lock:
+            own = self._claims.get((pipeline, run_key))
+            if own is None:
+                last = self._closed_by.get((pipeline, run_key), "")
+                self._closed_by[pipeline, run_key] = max(attempt, last)
             return own
 
     def claim_of(self, pipeline: str, run_key: str) -> Claim | None:

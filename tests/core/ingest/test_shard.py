@@ -170,6 +170,22 @@ def test_what_a_zombie_of_the_plan_claims_late_is_landed(tmp_path: Path) -> None
     assert cut_ingest(topic, AcceptAll(), store, ledger).counts["read"] == 1
 
 
+@pytest.mark.parametrize("landed", [False, True])
+def test_a_zombie_of_the_plan_claims_nothing_once_its_successor_has_found_nothing(tmp_path: Path, landed: bool) -> None:
+    store, ledger, topic = Store(str(tmp_path)), MemoryLedger(), MemorySource({0: []}, key="id")
+    zombie, successor, clear = (replace(RUN, attempt=f"try-{n}") for n in (1, 2, 3))
+    nothing = plan_shards(topic, ledger, successor, 2)
+    work = Ingest(topic, AcceptAll(), store, ledger, RUN)
+    empty = work.land(nothing) if landed else None
+    topic.add(0, payload(id=1, x=1.0))
+    with pytest.raises(SpanConflictError, match="too late to claim any"):
+        plan_shards(topic, ledger, zombie, 2)
+    assert work.land(nothing) == (empty or work.land(nothing))
+    assert ledger.claims() == [], "the rows wait for the next run"
+    cleared = cut_ingest(topic, AcceptAll(), store, ledger, clear)
+    assert cleared.counts["read"] == 1, "or for a clear of this one"
+
+
 def test_nothing_is_not_landed_over_a_claim(tmp_path: Path) -> None:
     store, ledger, topic = Store(str(tmp_path)), MemoryLedger(), MemorySource({0: []}, key="id")
     nothing = plan_shards(topic, ledger, RUN, 2)

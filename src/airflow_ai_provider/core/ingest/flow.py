@@ -55,6 +55,8 @@ class IngestRun:
     :param window: take the rows of this time span instead of those that come next.
     :param limit: how much to take at the most.
     :param max_rejected: share (float, 0 to 1) or number (int) of rows that may be rejected; None: any.
+    :param attempt: the task's try, in a text that sorts behind those of the tries before: one that comes too late
+        claims nothing. Empty: not known.
     :raises SpecError: on creation, when a value cannot be run.
     """
 
@@ -64,6 +66,7 @@ class IngestRun:
     window: tuple[datetime, datetime] | None = None
     limit: Limit = field(default_factory=Limit)
     max_rejected: float | int | None = None
+    attempt: str = ""
 
     def __post_init__(self) -> None:
         limit = self.max_rejected
@@ -119,12 +122,12 @@ def plan_shards(source: Source, ledger: Ledger, run: IngestRun, shards: int | No
     claim = ledger.claim_of(run.pipeline, run.run_key)
     if claim is None:
         span = _plan(source, ledger, run)
-        # a zombie of this task may have claimed them meanwhile, and then they are ours
-        claim = ledger.claim_of(run.pipeline, run.run_key) if span.is_empty else None
+        # a zombie of this task may have claimed rows meanwhile, and then they are ours; from here on it cannot
+        claim = ledger.claim_nothing(run.pipeline, run.run_key, run.attempt) if span.is_empty else None
         if span.is_empty and claim is None:
             still = Span(span.source, span.identity, span.slices)  # its facts change from try to try
             return (ShardRef(run.run_key, span.batch_id, WHOLE, 1, span=still),)
-        claim = claim or ledger.claim(run.pipeline, run.run_key, span, run.run_id)
+        claim = claim or ledger.claim(run.pipeline, run.run_key, span, run.run_id, run.attempt)
     of = 1 if shards is None else shard_count(claim.span, shards)
     pieces = cut_span(claim.span, of)
     return tuple(
