@@ -9,7 +9,7 @@ SEED ?= 1
 SHARDS ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup system demo stop test kill lint type arch bench bench-env bench-quick constraints clean
+.PHONY: help setup system demo stop test kill lint type arch bench bench-env bench-quick servers constraints clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -21,6 +21,11 @@ system:
 	@tools/system_packages.sh
 	@tools/kafka_jars.sh >/dev/null
 
+# fetched before the tests, not within one: a slow network must not look like a test that hangs
+servers: setup
+	@tools/registry_app.sh >/dev/null
+	@for name in mlserver triton; do tools/model_server_env.sh $$name $(PYTHON_TEST) >/dev/null || exit; done
+
 demo: ## run the whole story on this machine: make the demo environment, start everything, show the pages
 	@tools/bootstrap.sh demo .venv-demo
 	@$(PYTHON_DEMO) -m demo
@@ -28,7 +33,7 @@ demo: ## run the whole story on this machine: make the demo environment, start e
 stop: ## end what make demo started
 	@if [ -x $(PYTHON_DEMO) ]; then $(PYTHON_DEMO) -m demo stop; else echo "No demo environment: nothing runs."; fi
 
-test: setup system ## run all tests, real servers included (TESTS=tests/core for a part)
+test: setup system servers ## run all tests, real servers included (TESTS=tests/core for a part)
 	@$(PYTHON_TEST) -m pytest $(TESTS)
 
 kill: setup system ## kill ingest's tasks 300 times on each kind of ledger, and the broker between; prove that nothing is lost (KILLS=, SEED=, SHARDS=1 for ingest in one task)

@@ -69,7 +69,7 @@ class World:
 
     def reader(self) -> KafkaReader:
         config = {"bootstrap.servers": self.bootstrap, "reconnect.backoff.max.ms": 500, "log_level": 2}
-        return KafkaReader(config, self.topic, group=self.group)
+        return KafkaReader(config, self.topic, group=self.group, deadline_s=30)
 
     def store(self) -> Store:
         return Store(self.root)
