@@ -1,13 +1,11 @@
-"""A topic that grows wakes a DAG: the trigger against a real broker, the schedule under a real scheduler."""
+"""A topic that grows wakes a DAG: the trigger against a real broker (under a real scheduler: ``test_scheduler``)."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,12 +17,8 @@ from confluent_kafka import Producer
 from airflow_ai_provider import KafkaSource
 from airflow_ai_provider.schedule import on_topic
 from airflow_ai_provider.triggers.topic import TopicGrowthTrigger, growth
-from demo.airflow import PARTS, Airflow, settings, write_password
-from demo.services import Services, free_port, stop_all
 from tests.servers.kafka import KafkaBroker
 
-PROJECT = Path(__file__).resolve().parents[2]
-_AIRFLOW = str(Path(sys.executable).with_name("airflow"))
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 
@@ -154,49 +148,3 @@ def test_the_schedule_survives_the_scheduler() -> None:
     ]
     assert "TopicGrowthTrigger" in json.dumps(watchers)
     assert "plant" in json.dumps(watchers)
-
-
-_DAG = """
-from airflow.sdk import DAG
-from airflow_ai_provider import KafkaSource, ValidatedIngestOperator
-from airflow_ai_provider.schedule import on_topic
-from datetime import timedelta
-
-source = KafkaSource("TOPIC")
-with DAG("woken", schedule=on_topic(source, sweep=None, every=timedelta(seconds=1)), max_active_runs=1):
-    ValidatedIngestOperator(task_id="ingest", source=source)
-"""
-
-
-def test_a_burst_is_taken_by_runs_that_nobody_triggered(kafka_broker: KafkaBroker, topic: str, tmp_path: Path) -> None:
-    project = tmp_path / "project"
-    (project / "dags").mkdir(parents=True)
-    (project / "plugins").mkdir()
-    (project / "dags" / "woken.py").write_text(_DAG.replace("TOPIC", topic))
-    port = free_port()
-    airflow = Airflow(f"http://127.0.0.1:{port}", write_password(tmp_path))
-    connections = {
-        "kafka_default": _connection(kafka_broker),
-        "ai_store_default": {"conn_type": "ai_store", "extra": {"uri": f"file://{tmp_path}/store"}},
-    }
-    env = settings(tmp_path, project, port, connections) | {"PYTHONPATH": f"{PROJECT / 'src'}:{PROJECT}"}
-    services = Services(tmp_path, env)
-    try:
-        services.run("airflow-db", [_AIRFLOW, "db", "migrate"])
-        services.start("airflow-api-server", [_AIRFLOW, "api-server", "--workers", "1"])
-        for part in PARTS:
-            own = ["--skip-serve-logs"] if part != "dag-processor" else []
-            services.start(f"airflow-{part}", [_AIRFLOW, part, *own])
-        services.wait("airflow-api-server", lambda _: airflow.answers())
-        airflow.log_in()
-        services.wait("airflow-dag-processor", lambda _: airflow.dag_is_there("woken"))
-        airflow.pause("woken", False)
-        _produce(kafka_broker, topic, 500)
-        services.wait("airflow-triggerer", lambda _: _taken(tmp_path) == 500, 240)
-    finally:
-        stop_all(tmp_path)
-
-
-def _taken(folder: Path) -> int:
-    manifests = (json.loads(p.read_text()) for p in folder.glob("store/woken/batch/*/manifest.json"))
-    return sum(manifest["counts"]["read"] for manifest in manifests)
