@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
+import random
+import resource
+import traceback
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -312,3 +317,34 @@ def test_a_bomb_is_refused_by_its_header() -> None:
     array, errors = decoded([sink.getvalue()], 3, 3, 4, resize=True)
     assert "400000000 pixels" in errors[0] or "20000 × 20000" in errors[0]
     assert array.max() == 0
+
+
+def test_mutated_images_are_pixels_or_row_errors_within_bounds() -> None:
+    """In a process that may take one gigabyte more: six formats, each image a little wrong, decoded twice."""
+    chance = random.Random(5)
+    images: list[bytes | None] = []
+    for number in range(600):
+        sink, kind = io.BytesIO(), ("png", "jpeg", "gif", "webp", "bmp", "tiff")[number % 6]
+        Image.frombytes("RGB", (16, 16), chance.randbytes(768)).save(sink, kind)
+        data = bytearray(sink.getvalue())
+        for _ in range(chance.choice((1, 2, 8))):
+            at = chance.randrange(min(len(data), chance.choice((64, len(data)))))
+            end = at + chance.choice((0, 1, 1, 20))
+            data[at:end] = chance.choice((b"", b"\xff", b"\x00\x7f", chance.randbytes(4)))
+        images.append(bytes(data))
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30),) * 2)
+            (array, errors), (again, same) = (decoded(images, 3, 16, 16, resize=True) for _ in range(2))
+            assert errors == same and np.array_equal(array, again)
+            assert 100 < len(errors) < 500
+            assert not any("Memory" in why or " at 0x" in why for why in errors.values())
+            assert array.min() >= 0 and array.max() <= 1
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
+import lzma
 import random
-from collections import defaultdict
+import tracemalloc
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from airflow_ai_provider.core.batch import ACCEPTED, QUARANTINE
 from airflow_ai_provider.core.ingest import contain, file_rows
 from airflow_ai_provider.core.ingest.contain import MARKER
+from airflow_ai_provider.core.ingest.file_rows import image_format
 from airflow_ai_provider.core.ingest.files import FileReader
 from airflow_ai_provider.core.ingest.flow import IngestRun, ingest
 from airflow_ai_provider.core.store import Store
-from airflow_ai_provider.errors import SourceError
+from airflow_ai_provider.errors import SourceError, SpecError
 from airflow_ai_provider.testing import MemoryLedger, RuleValidator
 
 SCHEMA = {"id": "int64", "name": "string"}
@@ -188,3 +195,88 @@ def test_a_file_that_ends_the_process_is_named_by_the_retry_and_the_others_land(
     assert [(row["_file"], row["_row"], row["_payload"]) for row in rejected] == [("b.parquet", 0, None)]
     assert "decoder_crashed: a process that read only this file" in rejected[0]["_reasons"][0]
     assert not list(tmp_path.rglob(MARKER))
+
+
+def test_a_mutated_image_is_its_own_bytes_in_the_batch_or_in_quarantine(tmp_path: Path) -> None:
+    chance, folder = random.Random(3), tmp_path / "in"
+    folder.mkdir()
+    for number in range(300):
+        kind = chance.choice(("png", "jpeg", "gif", "webp", "bmp", "tiff"))
+        image = io.BytesIO()
+        Image.frombytes("RGB", (8, 8), chance.randbytes(192)).save(image, kind)
+        whole = image.getvalue()
+        data = mutate(whole, chance, *((0, 12) if number % 2 else (12, len(whole))))  # the first bytes say what it is
+        (folder / f"{number:03d}.{kind}").write_bytes(data)
+    accepted, rejected = land(folder)
+    assert len(accepted) + len(rejected) == 300
+    assert min(len(accepted), len(rejected)) > 20, "both kinds of end are met"
+    for row in accepted:
+        assert row["bytes"] == (folder / row["_file"]).read_bytes()
+        assert row["size"] == len(row["bytes"])
+        assert row["format"] == image_format(row["bytes"])
+    for row in rejected:
+        assert row["_payload"] == (folder / row["_file"]).read_bytes()
+        assert row["_reasons"][0].startswith("broken_image: ")
+
+
+def test_an_image_that_is_too_large_is_a_row_at_fault_and_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_rows, "_MAX_IMAGE", 1_000_000)
+    monkeypatch.setattr(file_rows, "CHUNK", 100_000)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    head = b"\x89PNG\r\n\x1a\n"
+    (folder / "a.png").write_bytes(head + bytes(999_992))
+    (folder / "b.png.zst").write_bytes(pa.compress(head + bytes(200_000_000), "zstd", asbytes=True))
+    assert (folder / "b.png.zst").stat().st_size < 20_000
+    tracemalloc.start()
+    accepted, rejected = land(folder)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20_000_000
+    assert [(row["_file"], row["size"]) for row in accepted] == [("a.png", 1_000_000)]
+    told = [(row["_file"], row["_payload"], row["_reasons"]) for row in rejected]
+    assert told == [("b.png.zst", None, ["broken_image: 200000008 bytes; 1000000 are read at the most"])]
+
+
+PACK: dict[str, Callable[[bytes], bytes]] = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "zst": lambda data: pa.compress(data, "zstd", asbytes=True),
+}
+
+
+@pytest.mark.parametrize("suffix", PACK)
+def test_a_mutated_compressed_file_holds_what_it_held_or_is_an_error_that_names_it(tmp_path: Path, suffix: str) -> None:
+    """zstd as Arrow writes it has no checksum: such a file may hold other rows then, and each of them has its place."""
+    chance, folder = random.Random(4), tmp_path / "in"
+    folder.mkdir()
+    lines = b"".join(b'{"id":%d,"name":"%s"}\n' % (row["id"], row["name"].encode()) for row in ROWS)
+    whole = PACK[suffix](lines)
+    refused = 0
+    for number in range(250):
+        file = folder / f"{number:03d}.jsonl.{suffix}"
+        # ten bytes are gzip's header, whose times and flags no checksum covers
+        file.write_bytes(mutate(whole, chance, 0, 10 if number % 3 == 0 else len(whole)))
+        try:
+            FileReader(str(file)).plan({}, {}, None, None)
+        except SourceError as error:
+            assert error.path == file.name
+            assert f"{file.name} is no whole" in str(error)
+            file.unlink()
+            refused += 1
+    assert refused > 100
+    (folder / f"whole.jsonl.{suffix}").write_bytes(whole)
+    left = {file.name for file in folder.iterdir()}
+    accepted, rejected = land(folder)
+    if suffix != "zst":
+        assert rejected == []
+        assert Counter(row["_file"] for row in accepted) == dict.fromkeys(left, len(ROWS))
+        assert all({n: row[n] for n in SCHEMA} == ROWS[row["_row"]] for row in accepted)
+
+
+def test_a_compression_that_is_not_read_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.xz").write_bytes(lzma.compress(b'{"id":1}\n'))
+    with pytest.raises(SpecError, match=r"\['xz'\]; format='auto' wants one of"):
+        FileReader(str(tmp_path)).plan({}, {}, None, None)

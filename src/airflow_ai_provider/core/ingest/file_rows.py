@@ -11,7 +11,7 @@ Decided once:
   pages are verified where there are any, texts must be UTF-8, the number of rows is what the file says, no more than
   10,000 columns, no name twice.
 - Image: a file is a row: ``path``, ``bytes``, ``size``, ``format`` (png, jpeg, gif, webp, bmp, tiff, by its first
-  bytes); another file is a row at fault with its bytes.
+  bytes); another file is a row at fault with its bytes, and one of more than 256 MiB is one without them.
 - A folder ``name=value`` below the source's own (Hive's way) is a column of text, with ``%20`` and the like read and
   ``__HIVE_DEFAULT_PARTITION__`` as null.
 - A column whose name begins with an underscore goes to ``_extra``: such names are the provider's own.
@@ -42,6 +42,7 @@ _ROWS, _BYTES = 20_000, 32 * 1024 * 1024
 _BROKEN = (pa.ArrowException, OSError, ValueError)
 _MAX_COLUMNS = 10_000
 _MAX_LINE = 64 * 1024 * 1024
+_MAX_IMAGE = 256 * 1024 * 1024
 _HELD = (
     256 * 1024 * 1024
 )  # of a row group in memory; a larger one is read twice, the first time only to see that it can
@@ -185,16 +186,23 @@ def _whole_group(parquet: pq.ParquetFile, group: int, count: int) -> Iterator[pa
 
 def read_image(file: BinaryIO, names: RowNames, seen: Seen) -> Iterator[pa.Table]:
     """Yield one row: the image."""
-    data = file.read()
-    seen(data)
-    kind = image_format(data)
-    fault = None if kind else f"broken_image: {len(data)} bytes that begin with {data[:8].hex()} are no known image"
+    size, pieces = 0, []
+    while chunk := file.read(CHUNK):
+        seen(chunk)
+        size += len(chunk)
+        if size <= _MAX_IMAGE:
+            pieces.append(chunk)
+    data = b"".join(pieces) if size <= _MAX_IMAGE else None
+    kind = image_format(pieces[0]) if pieces else None
+    fault = None if kind else f"broken_image: {size} bytes that begin with {(data or b'')[:8].hex()} are no known image"
+    if data is None:
+        fault = f"broken_image: {size} bytes; {_MAX_IMAGE} are read at the most"
     yield pa.table(
         {
             **names.columns([0]),
             "path": pa.array([names.path], pa.string()),
             "bytes": pa.array([data], pa.binary()),
-            "size": pa.array([len(data)], pa.int64()),
+            "size": pa.array([size], pa.int64()),
             "format": pa.array([kind], pa.string()),
             PAYLOAD: pa.array([data if fault else None], pa.binary()),
             FAULT: pa.array([fault], pa.string()),
