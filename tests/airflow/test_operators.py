@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -143,6 +144,27 @@ def test_a_task_is_followed_when_one_of_its_routes_has_rows(dag: Any) -> None:
     assert followed(review=1) == {"review"}
     assert followed(act=1, review=1) == {"ticket", "page", "review"}
     assert followed(hold=5) == set()
+
+
+def test_the_undo_of_a_failed_run_names_what_failed_and_what_only_did_not_run(
+    dag: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = {"conn_type": "ai_ledger", "extra": {"url": f"sqlite:///{tmp_path}/ledger.db"}}
+    monkeypatch.setenv("AIRFLOW_CONN_AI_LEDGER_DEFAULT", json.dumps(ledger))
+    monkeypatch.setenv("AIRFLOW_CONN_AI_API_DEFAULT", json.dumps({"conn_type": "ai_api", "host": "http://127.0.0.1:9"}))
+    states = {"pin": "success", "ingest": "failed", "infer": "upstream_failed", "ticket": "upstream_failed"}
+    ti = SimpleNamespace(
+        dag_id="p",
+        task_id="undo",
+        map_index=-1,
+        get_task_states=lambda **_: {"r": states},
+        xcom_push=lambda **_: None,
+    )
+    with pytest.raises(errors.SagaFailedError, match=r"^ingest failed \(infer, ticket did not run\), so") as told:
+        dag.get_task("undo").execute(
+            {"ti": ti, "dag_run": SimpleNamespace(run_id="r", run_type="manual"), "params": {}}
+        )
+    assert told.value.failed == ["ingest", "infer", "ticket"]
 
 
 def test_a_run_without_a_data_interval_is_never_quietly_taken_for_what_comes_next() -> None:

@@ -228,16 +228,22 @@ def test_a_topic_made_anew_is_not_read_as_the_old_one(kafka_broker: KafkaBroker)
     assert read(anew, everything(anew)) == list(range(50, 60))
 
 
-def test_a_missing_topic_and_a_dead_broker_are_told_apart(kafka_broker: KafkaBroker) -> None:
+def test_a_missing_topic_and_a_dead_broker_are_told_apart(
+    kafka_broker: KafkaBroker, caplog: pytest.LogCaptureFixture
+) -> None:
     reader = KafkaReader({"bootstrap.servers": kafka_broker.bootstrap}, "no-such-topic")
     with pytest.raises(SourceError, match="no-such-topic"):
         reader.plan({}, {}, None, None)
     reader.close()
     dead = KafkaReader({"bootstrap.servers": "127.0.0.1:1"}, "t", deadline_s=2)
     began = time.monotonic()
-    with pytest.raises(SourceUnavailableError, match=r"127\.0\.0\.1:1"):
+    caplog.clear()
+    with pytest.raises(SourceUnavailableError, match=r"127\.0\.0\.1:1 did not answer .*: Failed to get metadata"):
         dead.identity()
     dead.close()
+    said = [record.getMessage().partition("(after")[0] for record in caplog.records]
+    assert any("Connection refused" in line for line in said)
+    assert len(said) == len(set(said)) <= 4, "what a client says at each of its tries is said once"
     assert time.monotonic() - began < HANGS_S
     assert "no-such-topic" not in kafka_broker.admin().list_topics(timeout=10).topics, "asking creates nothing"
 

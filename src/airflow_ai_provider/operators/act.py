@@ -14,8 +14,6 @@ from airflow_ai_provider.run import find_file, run_of
 if TYPE_CHECKING:
     from airflow_ai_provider.core.act.value import HttpAction, Undo
 
-_FAILED = {"failed", "upstream_failed"}
-
 
 class ApiActionOperator(BaseOperator):
     """Do one effect per row through an HTTP API, at most once per idempotency key.
@@ -151,25 +149,30 @@ class CompensateOperator(BaseOperator):
         run, ti = run_of(context), context["ti"]
         upstream = self.get_flat_relatives(upstream=True)
         states = ti.get_task_states(dag_id=ti.dag_id, task_ids=[t.task_id for t in upstream], run_ids=[run.run_id])
-        failed = sorted(t.partition(".")[0] for t, s in states.get(run.run_id, {}).items() if s in _FAILED)
+        failed, behind = (_in_state(states.get(run.run_id, {}), state) for state in ("failed", "upstream_failed"))
         counts = compensate(
             LedgerHook(self.ledger_conn_id).get_ledger(),
             ApiHook(self.api_conn_id).get_sender(),
             pipeline=run.pipeline,
             run_id=run.run_id,
             steps=[t.task_id for t in upstream if isinstance(t, ApiActionOperator)],
-            failed=failed,
+            failed=[*failed, *behind],
             scope=self.scope,
         )
-        if failed:
+        if failed or behind:
             # The only leaf that Airflow judges the run by: without this, a failed step would end in a green run.
             ti.xcom_push(key="return_value", value=counts)
-            raise SagaFailedError(_told(failed, counts), failed=failed, counts=counts)
+            raise SagaFailedError(_told(failed, behind, counts), failed=[*failed, *behind], counts=counts)
         return counts
 
 
-def _told(failed: Sequence[str], counts: Mapping[str, int]) -> str:
+def _in_state(states: Mapping[str, str], state: str) -> list[str]:
+    return sorted({task.partition(".")[0] for task, found in states.items() if found == state})
+
+
+def _told(failed: Sequence[str], behind: Sequence[str], counts: Mapping[str, int]) -> str:
+    rest = f" ({', '.join(behind)} did not run)" if behind else ""
     return (
-        f"{', '.join(failed)} failed, so the run fails. The undo is complete: {counts['compensated']} effects undone, "
-        f"{counts['kept']} kept. Mend what failed (see its log); clearing does not redo what was undone."
+        f"{', '.join(failed)} failed{rest}, so the run fails. The undo is complete: {counts['compensated']} effects "
+        f"undone, {counts['kept']} kept. Mend what failed (see its log); clearing does not redo what was undone."
     )

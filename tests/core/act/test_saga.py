@@ -58,6 +58,7 @@ def test_only_the_sagas_that_failed_are_undone(world: World) -> None:
     run_both(world, "b", "d")
     counts = world.compensate(steps=STEPS, failed=["page"])
     assert counts == {"compensated": 2, "kept": 6, "parked": 0}
+    assert world.said[-1] == "undo: 2 effects undone, 6 left as they are, 0 parked"
     by_subject = {(e.subject, e.action): e for e in world.ledger.entries("p", "r1") if not e.undoes}
     assert {s for (s, a), e in by_subject.items() if e.state == "compensated"} == {"b", "d"}
     assert by_subject["b", "page"].state == "refused"
@@ -75,6 +76,9 @@ def test_a_complete_run_is_kept(world: World) -> None:
     assert world.compensate(steps=STEPS) == {"compensated": 0, "kept": 10, "parked": 0}
     assert world.compensate(steps=STEPS, scope="run") == {"compensated": 0, "kept": 10, "parked": 0}
     assert undone(world) == []
+    assert world.said[-1] == "undo: 0 effects undone, 10 left as they are, 0 parked", (
+        "that nothing was to do is said too"
+    )
 
 
 def test_scope_run_undoes_everything_last_step_first(world: World) -> None:

@@ -51,7 +51,7 @@ def compensate(
     :param scope: ``row`` undoes the incomplete sagas; ``run`` undoes all of the run as soon as one is incomplete or an
         action failed.
     :param chunk: undos per ledger commit.
-    :param progress: gets a line about every five seconds.
+    :param progress: gets a line about every five seconds, and one at the end.
     :return: counts of entries: ``compensated``, ``kept`` (done and left so), ``parked``.
     :raises CompensationError: some undo failed, or an outcome is unknown (``keys``, ``counts``); all others are undone,
         and a retry tries these again.
@@ -75,6 +75,7 @@ def compensate(
         "kept": sum(e.state == "done" for e in entries) - sum(e.state == "done" for e in doomed),
         "parked": len(work.errors),
     }
+    progress("undo: {compensated} effects undone, {kept} left as they are, {parked} parked".format(**counts))
     _demand_all(counts, work.errors | {e.key: _in_doubt(e) for e in doubtful}, pipeline, run_id)
     return counts
 

@@ -19,7 +19,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[at
 
 from airflow_ai_provider.core.batch import QUARANTINE, ROW_ID, BatchRef, digest_of
 from airflow_ai_provider.core.ingest.contract import ORIGIN, PAYLOAD, REASONS, STAGE
-from airflow_ai_provider.core.ingest.kafka_config import admin_config, consumer_config
+from airflow_ai_provider.core.ingest.kafka_config import Told, admin_config, consumer_config
 from airflow_ai_provider.core.ledger import Claim, Ledger
 from airflow_ai_provider.core.store import Store
 from airflow_ai_provider.errors import ConnectionConfigError, SourceError, SourceUnavailableError
@@ -108,8 +108,10 @@ class Courier:
     def __init__(self, config: Mapping[str, Any], topic: str, name: str, patience_s: float) -> None:
         self._config, self._topic, self._name, self._patience_s = dict(config), topic, name, patience_s
         self.sent = 0
+        told = Told(str(config.get("bootstrap.servers")))
+        self._says: dict[str, Any] = {"error_cb": told.heard, "logger": told}
         self._limit = self._find_limit()
-        self._reader = Consumer(consumer_config(config, name))
+        self._reader = Consumer({**consumer_config(config, name), **self._says})
         self._producer = Producer(self._settings())
 
     def settle(self) -> int:
@@ -167,7 +169,7 @@ class Courier:
 
     def _find_limit(self) -> int:
         """Ask how large a record of the topic may be; who may not ask gets Kafka's default."""
-        admin = AdminClient(admin_config(self._config))
+        admin = AdminClient({**admin_config(self._config), **self._says})
         if self._topic not in admin.list_topics(timeout=self._patience_s).topics:
             raise SourceError(
                 f"there is no topic {self._topic} for dead letters. Create it, or correct its name; then clear the "
@@ -186,6 +188,7 @@ class Courier:
     def _settings(self) -> dict[str, Any]:
         return {
             **admin_config(self._config),
+            **self._says,
             "transactional.id": self._name,
             "enable.idempotence": True,
             "transaction.timeout.ms": 60_000,

@@ -93,7 +93,7 @@ class KafkaReader:
         self._planner: Consumer | None = None
         self._admin_client: AdminClient | None = None
         self._identity: str | None = None
-        self._told = Told()
+        self._told = Told(self._bootstrap)
 
     @property
     def _bootstrap(self) -> str:
@@ -371,12 +371,8 @@ class KafkaReader:
 
     def _consumer(self, **callbacks: Callable[..., None]) -> Consumer:
         group = self._group or f"airflow-ai-provider-{self._topic}"
-        settings = {**consumer_config(self._config, group), "error_cb": self._note, **callbacks}
-        return Consumer(settings, logger=log)
-
-    def _note(self, error: KafkaError) -> None:
-        log.warning("Kafka client at %s: %s", self._bootstrap, error)
-        self._told.note(error.name(), error.str())
+        settings = {**consumer_config(self._config, group), "error_cb": self._told.heard, **callbacks}
+        return Consumer(settings, logger=cast(logging.Logger, self._told))
 
     def _plan_consumer(self) -> Consumer:
         # never assigned: a call on an assigned, idle consumer waits behind its own fetch
@@ -387,13 +383,13 @@ class KafkaReader:
     def _admin(self) -> AdminClient:
         if self._admin_client is None:
             self._admin_client = AdminClient(
-                {**admin_config(self._config), "error_cb": self._note},  # type: ignore[dict-item]  # callbacks are taken
-                logger=log,
+                {**admin_config(self._config), "error_cb": self._told.heard},  # type: ignore[dict-item]  # callbacks are taken
+                logger=cast(logging.Logger, self._told),
             )
         return self._admin_client
 
     def _down(self, what: str, fault: object) -> AiProviderError:
-        return self._told.error(self._bootstrap, what, fault)
+        return self._told.error(what, fault.str() if isinstance(fault, KafkaError) else fault)
 
 
 def _at(message: Message) -> int:
