@@ -11,16 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from airflow_ai_provider.core.batch import ROW_ID
 from airflow_ai_provider.errors import SignatureError
 
-Array = npt.NDArray[Any]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+Array: TypeAlias = "npt.NDArray[Any]"
 COLUMNS = [ROW_ID, "prediction", "score", "probabilities", "error"]
 _PROBABILITIES = pa.list_(pa.float32())
 _NOT_FINITE = "model_output: the model returned a number that is not finite"

@@ -14,10 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from airflow_ai_provider.core.infer.apart import MISFIT
@@ -25,8 +24,11 @@ from airflow_ai_provider.core.infer.inputs import Array, Inputs, InputSpec, Sequ
 from airflow_ai_provider.core.infer.tensor import Lists, holds_lists, read_lists
 from airflow_ai_provider.errors import SignatureError
 
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
 _LONGEST, _LEAST = 512, 8
-Rows = npt.NDArray[np.int64]
+Rows: TypeAlias = "npt.NDArray[np.int64]"
 # From the lengths of some rows and their width; by the names that transformers give their inputs.
 _MADE: dict[str, Callable[[Rows, int], Array]] = {
     "attention_mask": lambda lengths, width: np.arange(width) < lengths[:, None],

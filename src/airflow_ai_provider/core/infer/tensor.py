@@ -7,16 +7,18 @@ model's type is a row error.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from airflow_ai_provider.core.batch import Pin
 from airflow_ai_provider.core.infer.column import Mask, as_numpy, as_one
 from airflow_ai_provider.core.infer.inputs import Array, Inputs
 from airflow_ai_provider.errors import SignatureError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 
 class Tensor:
