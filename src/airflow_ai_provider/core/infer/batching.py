@@ -13,10 +13,11 @@ from functools import partial
 import numpy as np
 
 from airflow_ai_provider.core.infer.apart import Apart
-from airflow_ai_provider.core.infer.inputs import Array, Features, Inputs, Sequences
+from airflow_ai_provider.core.infer.inputs import Array, Each, Features, Inputs, Sequences
 from airflow_ai_provider.errors import RowMismatchError
 
 Run = Callable[[list[Array]], Sequence[Array]]
+_BLOCK_TOKENS = 1 << 18  # rows of one width are filled up together: call by call that takes three times as long
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,9 @@ def warm_up(run: Run, features: Features, size: int, calls: Calls) -> None:
     run(features.sample(0.0, calls.least(max(1, size // width))))
 
 
-def run_inputs(run: Run, inputs: Inputs, size: int, calls: Calls, blank: Callable[[], Sequence[Array]]) -> list[Array]:
+def run_inputs(
+    run: Run, inputs: Inputs, size: int, calls: Calls, blank: Callable[[], Sequence[Array]], *, each: Each = map
+) -> list[Array]:
     """Run a model over all rows.
 
     :param run: the model: arrays in, arrays out, first axis the rows.
@@ -71,6 +74,7 @@ def run_inputs(run: Run, inputs: Inputs, size: int, calls: Calls, blank: Callabl
     :param size: rows per call; for sequences, tokens per call.
     :param blank: gives outputs of the model for any rows, asked for their types when there is no row to run, and
         whether the model still answers when it refuses some.
+    :param each: makes the calls for sequences.
     :raises RowMismatchError: when the model returns another number of rows than it got; no retry helps.
     :raises EngineUnavailableError: when the model refuses whatever it is given; a retry may help.
     """
@@ -79,7 +83,8 @@ def run_inputs(run: Run, inputs: Inputs, size: int, calls: Calls, blank: Callabl
         return Apart(partial(_call, run, least), blank, inputs.errors)
 
     if inputs.sequences is not None:
-        return _run_by_width(inputs.sequences, size, calls, filled_up) or _room(blank(), len(inputs.sequences.widths))
+        outputs = _run_by_width(inputs.sequences, size, calls, filled_up, each)
+        return outputs or _room(blank(), len(inputs.sequences.widths))
     if not len(inputs.arrays[0]):
         return [np.asarray(output)[:0] for output in blank()]
     return _run_in_batches(inputs.arrays, size, calls, filled_up)
@@ -95,27 +100,55 @@ def _run_in_batches(arrays: Sequence[Array], size: int, calls: Calls, filled_up:
     return pieces[0] if len(pieces) == 1 else [np.concatenate(column) for column in zip(*pieces, strict=True)]
 
 
-def _run_by_width(sequences: Sequences, budget: int, calls: Calls, filled_up: Callable[[int], Apart]) -> list[Array]:
+@dataclass(frozen=True)
+class _Piece:
+    """Rows of one width for one call: their places, and what the model is given."""
+
+    chosen: Array
+    width: int
+    arrays: list[Array]
+
+
+def _run_by_width(
+    sequences: Sequences, budget: int, calls: Calls, filled_up: Callable[[int], Apart], each: Each
+) -> list[Array]:
     """Run rows of one width together, so many that their tokens fit the budget; put the answers in the rows' order.
     Without a row to run there are none."""
+
+    def answer(piece: _Piece) -> tuple[Array, list[Array]]:
+        model = filled_up(calls.least(budget // piece.width))
+        return piece.chosen, model.run(piece.arrays, piece.chosen.tolist())
+
     outputs: list[Array] = []
-    for chosen, width in _pieces(sequences, budget, calls):
-        answers = filled_up(calls.least(budget // width)).run(sequences.fill(chosen, width), chosen.tolist())
+    for chosen, answers in each(answer, _pieces(sequences, budget, calls)):
         outputs = outputs or _room(answers, len(sequences.widths))
-        for output, answer in zip(outputs, answers, strict=True):
-            output[chosen] = answer
+        for output, part in zip(outputs, answers, strict=True):
+            output[chosen] = part
     return outputs
 
 
-def _pieces(sequences: Sequences, budget: int, calls: Calls) -> Iterator[tuple[Array, int]]:
+def _pieces(sequences: Sequences, budget: int, calls: Calls) -> Iterator[_Piece]:
+    """Cut rows into calls: full ones first, then what is left over of each width, the most tokens first, so that
+    workers who share the calls end together."""
+    left = []
     order = np.argsort(sequences.widths, kind="stable")
     widths, starts = np.unique(sequences.widths[order], return_index=True)
-    ends = [*starts[1:], len(order)]
-    for width, first, end in zip(widths.tolist(), starts, ends, strict=False):
+    for width, first, end in zip(widths.tolist(), starts, [*starts[1:], len(order)], strict=False):
+        if not width:  # a row that has an error
+            continue
         group = order[first:end]
-        step = calls.rows(budget // max(1, width))
-        if width:  # 0: a row that has an error
-            yield from ((group[start : start + step], width) for start in range(0, len(group), step))
+        step = calls.rows(budget // width)
+        block = step * max(1, _BLOCK_TOKENS // (step * width))
+        for rows in (group[start : start + block] for start in range(0, len(group), block)):
+            arrays = sequences.fill(rows, width)
+            for start in range(0, len(rows), step):
+                part = slice(start, start + step)
+                piece = _Piece(rows[part], width, [array[part] for array in arrays])
+                if len(piece.chosen) < step:
+                    left.append(piece)
+                else:
+                    yield piece
+    yield from sorted(left, key=lambda piece: -len(piece.chosen) * piece.width)
 
 
 def _room(answers: Sequence[Array], row_count: int) -> list[Array]:

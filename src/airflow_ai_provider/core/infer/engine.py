@@ -20,6 +20,8 @@ from airflow_ai_provider.errors import DeviceError, MissingExtraError, ModelPinE
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from airflow_ai_provider.core.infer.inputs import Each
+
 DEVICES = ("auto", "cpu", "cuda", "require_cuda")
 _EXTRAS = {"pyfunc": "mlflow"}
 log = logging.getLogger(__name__)
@@ -53,11 +55,13 @@ class Engine(Protocol):
         :raises MemoryError: it did not fit into memory; the caller tries again with a smaller ``batch_size``.
         """
 
-    def predict(self, rows: pa.Table, batch_size: int) -> pa.Table:
+    def predict(self, rows: pa.Table, batch_size: int, each: Each = map) -> pa.Table:
         """Return one line per row, in the rows' order.
 
         :param rows: any number of rows with ``_row_id`` and the columns of :meth:`needs`.
         :param batch_size: rows per call of the model; an engine that is not steady fills the last call up to it.
+        :param each: makes the model's calls, several at once where it can; an engine whose ``traits`` have ``padding``
+            leaves them to it.
         :return: ``_row_id`` as given; ``prediction``; ``score`` (float64: probability of the predicted class,
             uncalibrated; null for a number); ``probabilities`` (list of float32, or null); ``error`` (text, null when
             the row was predicted: then the three others are null).

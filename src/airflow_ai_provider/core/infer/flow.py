@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any
 
 import pyarrow as pa
@@ -30,6 +30,7 @@ import pyarrow as pa
 from airflow_ai_provider.core.batch import ACCEPTED, PREDICTIONS, ROW_ID, BatchRef, Part, Pin, digest_of, exceeds
 from airflow_ai_provider.core.infer.apart import MISFIT
 from airflow_ai_provider.core.infer.batch_size import Batch, BatchSize, SizeMemory, settle
+from airflow_ai_provider.core.infer.chunk import Abreast, chunk_lengths, shared_rows
 from airflow_ai_provider.core.infer.engine import Engine
 from airflow_ai_provider.core.infer.gauge import open_gauge
 from airflow_ai_provider.core.infer.outcome import COLUMNS
@@ -40,7 +41,6 @@ from airflow_ai_provider.core.store import Store
 from airflow_ai_provider.errors import BatchRejectedError, RowMismatchError
 
 log = logging.getLogger(__name__)
-_CHUNK_ROWS, _CHUNK_BYTES = 16_384, 32 << 20
 
 
 def infer(
@@ -183,6 +183,16 @@ def land(
     return writer.land(counts, facts)
 
 
+@dataclass(frozen=True)
+class _Pools:
+    """Threads by what they do; those that lead wait for those that work."""
+
+    read: ThreadPoolExecutor
+    lead: ThreadPoolExecutor
+    work: ThreadPoolExecutor
+    write: ThreadPoolExecutor
+
+
 @dataclass
 class _Job:
     batch: BatchRef
@@ -203,8 +213,8 @@ class _Job:
             self.told.start()
         with ExitStack() as stack:
             # Leaving the stack, by an error too, waits for what runs and drops what does not run yet.
-            read, work, write = (_pool(stack, size) for size in (1, self.engine.workers, 1))
-            for number, result in self._overlapped(todo, read, work, write):
+            pools = _Pools(*(_pool(stack, size) for size in (1, 2, self.engine.workers, 1)))
+            for number, result in self._overlapped(todo, pools):
                 done[number] = result
         return [part for part in done.values() if part is not None]
 
@@ -216,13 +226,7 @@ class _Job:
             except MemoryError as error:
                 self.size.halve(size, error)
 
-    def _overlapped(
-        self,
-        todo: Sequence[tuple[int, Part]],
-        read: ThreadPoolExecutor,
-        work: ThreadPoolExecutor,
-        write: ThreadPoolExecutor,
-    ) -> Iterator[tuple[int, DonePart]]:
+    def _overlapped(self, todo: Sequence[tuple[int, Part]], pools: _Pools) -> Iterator[tuple[int, DonePart]]:
         """Predict part n while n+1 is read and n-1 is written; never more than that is in memory."""
         ahead: deque[tuple[int, Part, Future[pa.Table]]] = deque()
         written: deque[tuple[int, Future[DonePart]]] = deque()
@@ -230,21 +234,21 @@ class _Job:
         waiting = deque(todo)
         if waiting:
             number, source = waiting.popleft()
-            ahead.append((number, source, read.submit(self._read_first, source)))
+            ahead.append((number, source, pools.read.submit(self._read_first, source)))
         while waiting or ahead or running:
             if ahead and len(running) < 2:
                 number, source, rows = ahead.popleft()
-                running.append((number, source, self._start(rows.result(), work)))
+                running.append((number, source, self._start(rows.result(), pools, is_last=not waiting)))
             if waiting and not ahead:
                 number, source = waiting.popleft()
-                ahead.append((number, source, read.submit(self._read, source, self.columns)))
+                ahead.append((number, source, pools.read.submit(self._read, source, self.columns)))
             if ahead and len(running) < 2:
                 continue
             number, source, calls = running.popleft()
             predicted = [self._account(rows, call.result()) for rows, call in calls]
             if written:
                 yield _finished(written.popleft())
-            written.append((number, write.submit(self.shelf.write, number, source, pa.concat_tables(predicted))))
+            written.append((number, pools.write.submit(self.shelf.write, number, source, pa.concat_tables(predicted))))
         while written:
             yield _finished(written.popleft())
 
@@ -257,15 +261,15 @@ class _Job:
     def _read(self, source: Part, columns: list[str] | None) -> pa.Table:
         return _read(self.store, self.batch, source, columns)
 
-    def _start(self, rows: pa.Table, work: ThreadPoolExecutor) -> list[tuple[pa.Table, Future[pa.Table]]]:
-        """Cut a part into chunks and let the workers at them."""
+    def _start(self, rows: pa.Table, pools: _Pools, *, is_last: bool) -> list[tuple[pa.Table, Future[pa.Table]]]:
+        """Let the workers at a part: each at chunks of its own, or of sequences all at the calls of one chunk."""
         if "padding" in self.engine.traits:
-            # As many rows together as the workers leave: of more rows more have the same width.
-            length = max(1, min(_CHUNK_ROWS, -(-rows.num_rows // self.engine.workers)))
-        else:
-            length = chunk_rows(rows.num_rows, self.size.now, self.engine.row_bytes, self.engine.workers)
-        chunks = [rows.slice(start, length) for start in range(0, max(1, rows.num_rows), length)]
-        return [(chunk, work.submit(self._predict, chunk)) for chunk in chunks]
+            length = shared_rows(self.engine.row_bytes)
+            chunks = [rows.slice(start, length) for start in range(0, max(1, rows.num_rows), length)]
+            return [(chunk, pools.lead.submit(self._predict_abreast, chunk, pools.work)) for chunk in chunks]
+        lengths = list(chunk_lengths(rows.num_rows, self.size.now, self.engine, is_last=is_last))
+        chunks = [rows.slice(end - length, length) for length, end in zip(lengths, accumulate(lengths), strict=True)]
+        return [(chunk, pools.work.submit(self._predict, chunk)) for chunk in chunks]
 
     def _predict(self, rows: pa.Table) -> pa.Table:
         """Predict some rows; when a call does not fit into memory, the same rows in smaller calls."""
@@ -276,8 +280,20 @@ class _Job:
             except MemoryError as error:
                 self.size.halve(size, error)
                 continue
-            if rows.num_rows >= size or "padding" in self.engine.traits:
-                self.size.took(size, max(1, rows.num_rows), time.perf_counter() - started)
+            if rows.num_rows >= size:
+                self.size.took(size, rows.num_rows, time.perf_counter() - started)
+            return predicted
+
+    def _predict_abreast(self, rows: pa.Table, workers: ThreadPoolExecutor) -> pa.Table:
+        """The same with all workers; their calls alone are counted, as other rows may come between."""
+        while True:
+            size, calls = self.size.now, Abreast(workers)
+            try:
+                predicted = self.engine.predict(rows, size, calls)
+            except MemoryError as error:
+                self.size.halve(size, error)
+                continue
+            self.size.took(size, max(1, rows.num_rows), calls.seconds)
             return predicted
 
     def _account(self, rows: pa.Table, predicted: pa.Table) -> pa.Table:
@@ -299,14 +315,6 @@ class _Job:
             )
         self.told.advance(rows.num_rows)
         return predicted
-
-
-def chunk_rows(row_count: int, batch_size: int, row_bytes: int, workers: int) -> int:
-    """Return how many rows one call of an engine gets: whole batches, enough to be worth a call, not all in one
-    worker's hands, and no more than the memory for its input allows."""
-    fair = max(1, row_count // (2 * workers))
-    wanted = min(_CHUNK_ROWS, fair, max(1, _CHUNK_BYTES // max(1, row_bytes)))
-    return batch_size * max(1, wanted // batch_size)
 
 
 def _pool(stack: ExitStack, size: int) -> ThreadPoolExecutor:

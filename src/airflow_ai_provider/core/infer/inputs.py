@@ -5,9 +5,9 @@ Invariants: every row keeps its place; a row that cannot become input has a reas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 Array: TypeAlias = "npt.NDArray[Any]"
+Given = TypeVar("Given")
+Answer = TypeVar("Answer")
+
+
+class Each(Protocol):
+    """Call a function with each item, one after the other (as ``map`` does) or several at once.
+
+    All items may be asked for before the first answer is given; answers come in the items' order.
+    """
+
+    def __call__(self, function: Callable[[Given], Answer], items: Iterable[Given], /) -> Iterator[Answer]: ...
 
 
 @dataclass(frozen=True)

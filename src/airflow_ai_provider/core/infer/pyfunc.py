@@ -26,7 +26,7 @@ from airflow_ai_provider.core.infer.batching import suggest_batch_size
 from airflow_ai_provider.core.infer.column import Column, separate_columns
 from airflow_ai_provider.core.infer.engine import settle_device
 from airflow_ai_provider.core.infer.features import features_of
-from airflow_ai_provider.core.infer.inputs import Array, Features, InputSpec
+from airflow_ai_provider.core.infer.inputs import Array, Each, Features, InputSpec
 from airflow_ai_provider.core.infer.outcome import predictions, settle_reading
 from airflow_ai_provider.errors import AiProviderError, RowMismatchError, SignatureError
 
@@ -81,7 +81,7 @@ class PyfuncEngine:
     def warm_up(self, batch_size: int) -> None:
         """Do nothing: what the model's code does first is its own affair."""
 
-    def predict(self, rows: pa.Table, batch_size: int) -> pa.Table:
+    def predict(self, rows: pa.Table, batch_size: int, each: Each = map) -> pa.Table:
         """Return one line per row, in the rows' order."""
         inputs = self._features.read(rows)
         errors = dict(inputs.errors)

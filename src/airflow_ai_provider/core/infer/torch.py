@@ -30,7 +30,7 @@ from airflow_ai_provider.core.infer.batching import (
 )
 from airflow_ai_provider.core.infer.engine import settle_device, usable_cores
 from airflow_ai_provider.core.infer.features import features_of
-from airflow_ai_provider.core.infer.inputs import Array
+from airflow_ai_provider.core.infer.inputs import Array, Each
 from airflow_ai_provider.core.infer.outcome import narrow, predictions, settle_reading
 from airflow_ai_provider.core.infer.tuning import AS_IT_IS, Tuning, demand
 from airflow_ai_provider.errors import DeviceError, EngineMemoryError, SignatureError
@@ -95,10 +95,10 @@ class TorchEngine:
         if self.device == "cuda" or self._tuned is not self._model:
             warm_up(self._run, self._features, batch_size, self._calls)
 
-    def predict(self, rows: pa.Table, batch_size: int) -> pa.Table:
+    def predict(self, rows: pa.Table, batch_size: int, each: Each = map) -> pa.Table:
         """Return one line per row, in the rows' order."""
         inputs = self._features.read(rows)
-        outputs = run_inputs(self._run, inputs, batch_size, self._calls, lambda: self._try(0.0))
+        outputs = run_inputs(self._run, inputs, batch_size, self._calls, lambda: self._try(0.0), each=each)
         return predictions(rows[ROW_ID], outputs, inputs.errors, self._reading)
 
     def close(self) -> None:

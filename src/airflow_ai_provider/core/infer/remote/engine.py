@@ -24,6 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from airflow_ai_provider.core.batch import ROW_ID, Pin
+from airflow_ai_provider.core.infer.inputs import Each
 from airflow_ai_provider.core.infer.outcome import Reading, predictions, settle_reading
 from airflow_ai_provider.core.infer.remote.endpoint import RemoteEndpoint
 from airflow_ai_provider.core.infer.remote.wire import Array, Ask, Reply, Wire, demand_settled, mismatch
@@ -117,7 +118,7 @@ class RemoteEngine:
     def warm_up(self, batch_size: int) -> None:
         """Do nothing: the first call takes as long as the others."""
 
-    def predict(self, rows: pa.Table, batch_size: int) -> pa.Table:
+    def predict(self, rows: pa.Table, batch_size: int, each: Each = map) -> pa.Table:
         """Return one line per row, in the rows' order."""
         inputs = self._features.read(rows)
         slots = {name: output.hold(rows.num_rows) for name, output in self._outputs.items()}
