@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -89,7 +90,10 @@ def test_a_conflict_says_who_where_and_what_next() -> None:
     error = pickle.loads(pickle.dumps(caught.value))
     assert (error.owner, error.owner_key, error.slices) == ("r1", "r1/ingest", [Slice("0", 5, 12)])
     assert "kafka:t: rows 0[5:12] are held by run r1 (claimed)" in str(error)
-    assert "release it" in str(error)
+    assert "airflow ai claims release 'r1/ingest' --pipeline p" in str(error)
+    landed = replace(rival, state="landed")
+    with pytest.raises(SpanConflictError, match=r"run r1 \(landed\).* none is missing; clear that run"):
+        settle_claim(Span("kafka:t", "", (Slice("0", 5, 12),)), [landed])
 
 
 def test_landing_twice_is_once() -> None:

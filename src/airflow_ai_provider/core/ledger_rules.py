@@ -58,7 +58,7 @@ def settle_claim(span: Span, rivals: Iterable[Claim]) -> Claim | None:
 
     :param rivals: other runs' claims of the same pipeline, source and identity.
     :return: the claim that landed exactly this span, or None when the span is free.
-    :raises SpanConflictError: when another run holds some of these rows.
+    :raises SpanConflictError: when another run holds some of these rows; a retry does not help.
     """
     for rival in rivals:
         shared = [s for s in span.slices if any(overlaps(s, taken) for taken in rival.span.slices)]
@@ -67,7 +67,12 @@ def settle_claim(span: Span, rivals: Iterable[Claim]) -> Claim | None:
         if rival.state == "landed" and set(rival.span.slices) == set(span.slices):
             return rival
         where = ", ".join(f"{s.partition}[{s.first}:{s.end}]" for s in shared[:5])
-        then = "Its batch is landed: take that one." if rival.state == "landed" else "Let it finish, or release it."
+        then = (
+            "There they are landed, so none is missing; clear that run to work on them again."
+            if rival.state == "landed"
+            else "Let it finish, or clear its ingest task. If it never shall: airflow ai claims release "
+            f"'{rival.run_key}' --pipeline {rival.pipeline}"
+        )
         raise SpanConflictError(
             f"{span.source}: rows {where} are held by run {rival.run_id} ({rival.state}); "
             f"a row belongs to one run. {then}",
