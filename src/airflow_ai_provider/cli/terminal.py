@@ -98,7 +98,7 @@ def duration(value: timedelta) -> str:
 def read_age(value: str | None) -> timedelta | None:
     """Read ``90s``, ``30m``, ``4h``, ``2d`` as ``--older-than`` takes it.
 
-    :raises SpecError: when it is none.
+    :raises SpecError: when it is none; a retry does not help.
     """
     from airflow_ai_provider.core.ingest.limit import read_duration
 

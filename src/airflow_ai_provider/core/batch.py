@@ -215,7 +215,7 @@ class Manifest:
     def from_dict(cls, data: Mapping[str, Any]) -> Manifest:
         """Read what :meth:`to_dict` wrote.
 
-        :raises CorruptBatchError: when it was written by a newer version or is not a manifest.
+        :raises CorruptBatchError: when it was written by a newer version or is not a manifest; a retry does not help.
         """
         with _reading(data, "manifest"):
             parts = tuple(Part(**p) for p in data["parts"])
@@ -273,7 +273,8 @@ class BatchRef:
     def from_dict(cls, data: Mapping[str, Any]) -> BatchRef:
         """Read what :meth:`to_dict` wrote.
 
-        :raises CorruptBatchError: when it was written by a newer version, or is not a batch reference.
+        :raises CorruptBatchError: when it was written by a newer version, or is not a batch reference; a retry does not
+            help.
         """
         with _reading(data, "batch reference"):
             tables = tuple(data.get("tables") or ())
@@ -314,7 +315,7 @@ class Pin:
     def from_dict(cls, data: Mapping[str, Any]) -> Pin:
         """Read what :meth:`to_dict` wrote.
 
-        :raises CorruptBatchError: when it was written by a newer version, or is not a pin.
+        :raises CorruptBatchError: when it was written by a newer version, or is not a pin; a retry does not help.
         """
         with _reading(data, "pin"):
             return cls(**dict(data))

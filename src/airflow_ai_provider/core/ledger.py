@@ -155,7 +155,7 @@ class Ledger(Protocol):
     def landed(self, pipeline: str, run_key: str, ref: BatchRef) -> None:
         """Mark a claim's batch as durable; again with the same batch does nothing.
 
-        :raises LedgerStateError: when there is no such claim, or it landed another batch.
+        :raises LedgerStateError: when there is no such claim, or it landed another batch; a retry may help.
         """
 
     def position(self, pipeline: str, source: str, identity: str) -> dict[str, int]:
@@ -177,7 +177,7 @@ class Ledger(Protocol):
         """Write intents down before they are tried; known keys give the entry that is there. Order is kept.
 
         :raises IdempotencyConflictError: when a key is known with another fingerprint (``keys`` names them all); then
-            none is reserved.
+            none is reserved; a retry does not help.
         """
 
     def dispatch(self, intents: Sequence[Intent]) -> dict[str, Entry]:
@@ -191,13 +191,13 @@ class Ledger(Protocol):
     def sent(self, keys: Collection[str]) -> None:
         """Mark entries as leaving now.
 
-        :raises LedgerStateError: when one may not be sent from where it is; then none moves.
+        :raises LedgerStateError: when one may not be sent from where it is; then none moves; a retry may help.
         """
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         """Move entries to what became of them; an entry that is there already keeps its first outcome.
 
-        :raises LedgerStateError: when one may not move so; then none moves.
+        :raises LedgerStateError: when one may not move so; then none moves; a retry may help.
         """
 
     def look_up(self, key: str) -> Entry | None:

@@ -22,8 +22,8 @@ def open_engine(url: str) -> sa.Engine:
     """Open a database.
 
     :param url: ``sqlite:////data/ledger.db`` or ``postgresql://user:password@host/database``.
-    :raises ConnectionConfigError: when the URL names no durable database that is supported.
-    :raises MissingExtraError: when the driver is not installed.
+    :raises ConnectionConfigError: when the URL names no durable database that is supported; a retry does not help.
+    :raises MissingExtraError: when the driver is not installed; a retry does not help.
     """
     try:
         parsed = sa.make_url(url)

@@ -88,7 +88,7 @@ def check_attempt(run_key: str, attempt: str, closed_by: str) -> None:
 
     :param attempt: the try that asks; empty when it is not known.
     :param closed_by: the last try that found none; empty when there was none.
-    :raises SpanConflictError: when the one that asks is an earlier one.
+    :raises SpanConflictError: when the one that asks is an earlier one; a retry does not help.
     """
     if attempt and attempt < closed_by:
         raise SpanConflictError(
@@ -102,7 +102,7 @@ def check_landing(claim: Claim | None, pipeline: str, run_key: str, ref: BatchRe
     """Say whether a claim is to be marked landed.
 
     :return: False when it has landed this very batch already.
-    :raises LedgerStateError: when there is no claim, or it landed another batch.
+    :raises LedgerStateError: when there is no claim, or it landed another batch; a retry may help.
     """
     if claim is None:
         raise LedgerStateError(
@@ -125,7 +125,7 @@ def check_fingerprints(known: Mapping[str, str], intents: Iterable[Intent]) -> N
     """Refuse a key that comes with two payloads.
 
     :param known: key → fingerprint, of the ledger.
-    :raises IdempotencyConflictError: naming every such key in ``keys``.
+    :raises IdempotencyConflictError: naming every such key in ``keys``; a retry does not help.
     """
     seen, clashes = dict(known), []
     for intent in intents:

@@ -60,8 +60,8 @@ def open_ledger(url: str, now: Callable[[], datetime] = lambda: datetime.now(UTC
 
     :param url: ``sqlite:////data/ledger.db`` or ``postgresql://user:password@host/database``.
     :param now: the clock.
-    :raises ConnectionConfigError: when the URL names no durable database that is supported.
-    :raises MissingExtraError: when the driver is not installed.
+    :raises ConnectionConfigError: when the URL names no durable database that is supported; a retry does not help.
+    :raises MissingExtraError: when the driver is not installed; a retry does not help.
     :raises LedgerUnavailableError: when the database does not answer; a retry may help.
     """
     from airflow_ai_provider.core.ledger_engine import open_engine

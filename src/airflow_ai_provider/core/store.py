@@ -264,7 +264,7 @@ class BatchWriter:
 
         :param counts: row counts; they must add up (:meth:`Manifest.check`).
         :param facts: plain JSON; no clock, nothing secret.
-        :raises RowMismatchError: when the counts do not add up; nothing is landed.
+        :raises RowMismatchError: when the counts do not add up; nothing is landed; a retry does not help.
         """
         parts = tuple(sorted(self.parts, key=lambda p: (p.table, p.path)))
         manifest = Manifest(self.kind, self.batch_id, parts, dict(counts), dict(facts)).check()

@@ -88,7 +88,7 @@ class HttpSender:
         """Ask the address for anything; every HTTP answer counts.
 
         :return: what answered, for a person.
-        :raises ActionUnavailableError: when nothing answers.
+        :raises ActionUnavailableError: when nothing answers; a retry may help.
         """
         line = self._open()
         try:

@@ -92,7 +92,7 @@ def fill(endpoint: str, values: Mapping[str, Any]) -> str:
     """Fill ``{name}`` in a path; each value is quoted so that it stays one segment of the path.
 
     :raises SpecError: when a value is missing, empty or would change the path (``..``): a DELETE of ``/tickets/`` in
-        place of ``/tickets/7`` could remove all of them.
+        place of ``/tickets/7`` could remove all of them; a retry does not help.
     """
 
     def one(match: re.Match[str]) -> str:

@@ -72,7 +72,7 @@ class Calibration:
     def from_dict(cls, data: Mapping[str, Any] | None) -> Calibration:
         """Read what :meth:`to_dict` wrote; None is ``identity``.
 
-        :raises SpecError: when it is not a calibration.
+        :raises SpecError: when it is not a calibration; a retry does not help.
         """
         if data is None:
             return cls()
@@ -87,7 +87,7 @@ def fit_platt(scores: npt.ArrayLike, correct: npt.ArrayLike) -> Calibration:
     :param scores: probability of the predicted class, one per row that the model has not been trained on.
     :param correct: whether the prediction was right.
     :return: a calibration; constant where a higher score does not mean more right answers.
-    :raises SpecError: when there are no rows, or the two differ in length.
+    :raises SpecError: when there are no rows, or the two differ in length; a retry does not help.
     """
     score, right = _labelled(scores, correct)
     count, hits = len(right), right.sum()

@@ -54,7 +54,7 @@ class Fallback:
     def from_dict(cls, data: Mapping[str, Any]) -> Fallback:
         """Read what :meth:`to_dict` wrote.
 
-        :raises SpecError: on unknown keys, or when the rule cannot be run.
+        :raises SpecError: on unknown keys, or when the rule cannot be run; a retry does not help.
         """
         _demand_keys("fallback", data, ("rule", "then", "otherwise"))
         return cls(**data)
@@ -111,7 +111,7 @@ class Policy:
     def from_dict(cls, data: Mapping[str, Any]) -> Policy:
         """Read what :meth:`to_dict` wrote; bars may be text, as templates render them.
 
-        :raises SpecError: on unknown keys, or when the policy cannot be run.
+        :raises SpecError: on unknown keys, or when the policy cannot be run; a retry does not help.
         """
         _demand_keys("policy", data, ("act", "review", "otherwise", "fallback"))
         fallback = data.get("fallback")

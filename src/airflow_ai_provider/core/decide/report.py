@@ -46,7 +46,7 @@ def draw_report(
     :param policy: the bars.
     :param path: file to write.
     :param correct: whether each decision was right, where that is known; None leaves the curve out.
-    :raises MissingExtraError: matplotlib is not installed.
+    :raises MissingExtraError: matplotlib is not installed; a retry does not help.
     """
     try:
         from matplotlib.figure import Figure

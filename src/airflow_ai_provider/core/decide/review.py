@@ -149,7 +149,8 @@ def apply_answers(
     :param pipeline: the DAG's id.
     :return: reference of the new batch, and one record per answered row for the ledger (``row_id``, ``subject``,
         ``before``, ``after``, ``confidence``, ``bar``).
-    :raises SpecError: an answer names a row that was not asked about or a value that is no choice; nothing is landed.
+    :raises SpecError: an answer names a row that was not asked about or a value that is no choice; nothing is landed; a
+        retry does not help.
     """
     if faults := questions.faults(answers):
         text = "; ".join(faults)

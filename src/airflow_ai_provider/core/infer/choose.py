@@ -27,7 +27,7 @@ class Registry(Protocol):
     def aliases(self, name: str) -> dict[str, str]:
         """Return alias → version of a model.
 
-        :raises ModelPinError: there is no such model.
+        :raises ModelPinError: there is no such model; a retry does not help.
         """
 
     def created(self, name: str, version: str) -> datetime | None:
@@ -90,7 +90,7 @@ def read_policies(value: Any, is_backfill: bool = False) -> tuple[str, ...]:
     :param value: ``auto``, one policy, several as a list, or several with commas between.
     :param is_backfill: ``auto`` then asks for what the window used, and for where the alias points now only where
         that window never ran; otherwise for where it points now.
-    :raises SpecError: a policy is unknown.
+    :raises SpecError: a policy is unknown; a retry does not help.
     """
     names = [name.strip() for name in value.split(",")] if isinstance(value, str) else list(value or [])
     if names == ["auto"]:
@@ -106,7 +106,7 @@ def read_policies(value: Any, is_backfill: bool = False) -> tuple[str, ...]:
 def parse_model(model: str) -> tuple[str, str, str]:
     """Split ``name@alias`` or ``name/version`` into name, alias, version; one of the last two is empty.
 
-    :raises SpecError: it is neither.
+    :raises SpecError: it is neither; a retry does not help.
     """
     name, at, alias = model.rpartition("@")
     if at and name and alias:

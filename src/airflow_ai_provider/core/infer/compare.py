@@ -39,7 +39,7 @@ class Gate:
         average over ten stretches of confidence; None: any.
     :param min_speedup: least ratio of rows per second, new over old; None: any.
     :param tolerance: numbers that differ by no more count as the same.
-    :raises SpecError: on creation, when it cannot be judged, or would let everything pass.
+    :raises SpecError: on creation, when it cannot be judged, or would let everything pass; a retry does not help.
     """
 
     label: str | None = None

@@ -53,7 +53,8 @@ def settle_reading(run: Callable[[float], Sequence[Any]], metadata: Mapping[str,
 
     :param run: gives the model's outputs for rows filled with one number.
     :param metadata: the pin's metadata.
-    :raises SignatureError: when the outputs are none of the forms above, or do not fit ``classes``.
+    :raises SignatureError: when the outputs are none of the forms above, or do not fit ``classes``; a retry does not
+        help.
     """
     tries = [[np.asarray(output) for output in _arrays(run(fill))] for fill in (0.0, 1.0, -0.5)]
     first = tries[0]

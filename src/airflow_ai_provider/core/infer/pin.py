@@ -91,7 +91,7 @@ def resolve_pin(model: str, tracking_uri: str, cache_dir: str | Path, trust: Tru
     :param cache_dir: folder that this machine's workers share.
     :param trust: what may be opened, and who must have signed it.
     :return: the pin; whatever the alias does later, it names this version and these bytes.
-    :raises SpecError: the model is not written as one of the two forms.
+    :raises SpecError: the model is not written as one of the two forms; a retry does not help.
     :raises ModelPinError: model, alias or version is not there; no retry helps.
     :raises ModelTrustError: its format is code, or it is not signed as asked; no retry helps.
     :raises SignatureError: the model has no signature; no retry helps.
@@ -134,7 +134,7 @@ def download(name: str, version: str, tracking_uri: str, folder: Path) -> None:
 def probe_registry(tracking_uri: str) -> str:
     """Ask the registry for its models and say in one sentence what it answered.
 
-    :raises RegistryUnavailableError: it does not answer.
+    :raises RegistryUnavailableError: it does not answer; a retry may help.
     """
     with asking(tracking_uri) as client:
         names = _names(client)

@@ -73,7 +73,7 @@ class Runner:
     def from_dict(cls, data: Mapping[str, Any]) -> Runner:
         """Read what :meth:`to_dict` wrote; numbers may be text and what is left out empty, as templates render them.
 
-        :raises SpecError: on unknown keys, or when it cannot be run.
+        :raises SpecError: on unknown keys, or when it cannot be run; a retry does not help.
         """
         if not isinstance(data, Mapping):
             _raise([("", f"{data!r} is not a mapping with {', '.join(FIELDS)}")])

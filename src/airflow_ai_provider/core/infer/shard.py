@@ -34,7 +34,7 @@ class Shard:
     def parse(cls, text: str) -> Shard:
         """Read ``2/4``: the second of four.
 
-        :raises SpecError: when it is not written so, or there is no such shard.
+        :raises SpecError: when it is not written so, or there is no such shard; a retry does not help.
         """
         found = re.fullmatch(r"\s*(\d{1,4})\s*/\s*(\d{1,4})\s*", text) if isinstance(text, str) else None
         return cls(int(found[1]), int(found[2])) if found else _refuse(text)

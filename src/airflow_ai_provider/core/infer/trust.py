@@ -46,8 +46,9 @@ def flavor_of(
     :param files: path → digest of each artifact file.
     :param folder: where they lie.
     :return: ``onnx``, ``torch``, ``pyfunc`` or ``served``.
-    :raises ModelTrustError: it could run code when it is opened, and is not named in ``allow_pickle``.
-    :raises ModelPinError: no engine opens it.
+    :raises ModelTrustError: it could run code when it is opened, and is not named in ``allow_pickle``; a retry does not
+        help.
+    :raises ModelPinError: no engine opens it; a retry does not help.
     """
     flavors = described.get("flavors") or {}
     what = f"model {name} version {version}"

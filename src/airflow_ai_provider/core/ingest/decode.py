@@ -41,7 +41,7 @@ class RowDecoder:
     :param schema: column → ``int64``, ``float64``, ``string``, ``bool``, ``timestamp``, ``json``, or an empty text:
         the column exists, its type is found in the first block.
     :param format: ``json``, ``csv`` or ``columns``: what the source's tables hold.
-    :raises SpecError: for an unknown type or a column name of the provider's own.
+    :raises SpecError: for an unknown type or a column name of the provider's own; a retry does not help.
     """
 
     def __init__(self, schema: Mapping[str, str], format: str) -> None:

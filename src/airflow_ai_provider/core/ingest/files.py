@@ -111,7 +111,8 @@ class FileReader:
         """Take the files that were not taken yet, whole, in the order of their paths.
 
         :param row_limit: stop before the file that would go beyond it; the first one is always taken.
-        :raises SourceError: when the folder is not there, or a file that was taken has other bytes now.
+        :raises SourceError: when the folder is not there, or a file that was taken has other bytes now; a retry does
+            not help.
         """
         files = self._list()
         format = self._format_of(list(files))

@@ -57,7 +57,7 @@ class IngestRun:
     :param max_rejected: share (float, 0 to 1) or number (int) of rows that may be rejected; None: any.
     :param attempt: the task's try, in a text that sorts behind those of the tries before: one that comes too late
         claims nothing. Empty: not known.
-    :raises SpecError: on creation, when a value cannot be run.
+    :raises SpecError: on creation, when a value cannot be run; a retry does not help.
     """
 
     pipeline: str

@@ -123,7 +123,8 @@ class KafkaReader:
         at or after its end, whatever the stamps between; records that came out of order may fall outside.
 
         :param row_limit: at most so many offsets, spread evenly over the topic partitions.
-        :raises SourceError: when the topic, or records between position and first record, are not there any more.
+        :raises SourceError: when the topic, or records between position and first record, are not there any more; a
+            retry does not help.
         :raises SourceUnavailableError: when the broker does not answer within the deadline; a retry may help.
         """
         identity, partitions = self.identity(), sorted(self._metadata().topics[self._topic].partitions)
@@ -156,7 +157,8 @@ class KafkaReader:
         """Yield the span's records: ``_row_id``, ``_payload``, ``_key``, ``_topic``, ``_partition``, ``_offset``,
         ``_timestamp``.
 
-        :raises SourceError: when records of the span are not there any more, or the topic was made anew.
+        :raises SourceError: when records of the span are not there any more, or the topic was made anew; a retry does
+            not help.
         :raises SourceUnavailableError: when nothing came for ``stall_s``; a retry reads the same span.
         """
         slices = sorted(span.slices, key=lambda s: int(s.partition))

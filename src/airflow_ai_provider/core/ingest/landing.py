@@ -117,7 +117,8 @@ class Landing:
         """Write the manifest.
 
         :param facts: what the rows came from; columns, reasons, warnings and what the source told are added.
-        :raises RowMismatchError: when the parts do not hold the rows that were read; nothing is landed.
+        :raises RowMismatchError: when the parts do not hold the rows that were read; nothing is landed; a retry does
+            not help.
         """
         for part in self._parts():
             self._writer.keep(part)

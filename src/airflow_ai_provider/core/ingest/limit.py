@@ -53,7 +53,7 @@ class Limits:
     def of(cls, value: Limits | Mapping[str, Any] | None) -> Limits:
         """Take a value, or a mapping with its fields.
 
-        :raises SpecError: when the mapping has other keys.
+        :raises SpecError: when the mapping has other keys; a retry does not help.
         """
         if value is None or isinstance(value, Limits):
             return value or cls()
@@ -69,7 +69,7 @@ class Limits:
         """Turn what was written, its templates filled in, into numbers.
 
         :param now: what a duration counts back from.
-        :raises SpecError: when a value cannot be read.
+        :raises SpecError: when a value cannot be read; a retry does not help.
         """
         return Limit(_read_rows(self.rows), read_bytes(self.bytes), _read_until(self.until, now))
 
@@ -82,7 +82,7 @@ class Limits:
 class Limit:
     """:class:`Limits` as numbers; None: no limit.
 
-    :raises SpecError: on creation, when one cannot be kept.
+    :raises SpecError: on creation, when one cannot be kept; a retry does not help.
     """
 
     rows: int | None = None
@@ -190,7 +190,7 @@ def _read_rows(value: int | str | None) -> int | None:
 def read_bytes(value: int | str | None) -> int | None:
     """Read ``1000000``, ``"500MB"``, ``"2GiB"``; 0, None and an empty text set no limit.
 
-    :raises SpecError: when it is none of these.
+    :raises SpecError: when it is none of these; a retry does not help.
     """
     if value is None or str(value).strip() in ("", "None"):
         return None

@@ -178,7 +178,8 @@ def dismiss(
     :param rows: these row ids; none: all that wait.
     :param reason: only rows with a reason of this code.
     :return: how many were dismissed; those that did not wait any more are left out.
-    :raises SpecError: when a row is not in the quarantine, or nobody says why; then none is dismissed.
+    :raises SpecError: when a row is not in the quarantine, or nobody says why; then none is dismissed; a retry does not
+        help.
     """
     if not why.strip():
         raise SpecError("a dismissal needs a reason that others can read later: --why.", faults=[("why", "empty")])

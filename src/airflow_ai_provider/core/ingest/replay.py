@@ -67,7 +67,8 @@ def prepare_replay(
     :param corrections: a mapping is row id → fields to change; applied before ``fix``.
     :param leave: rows that ``fix`` is not asked about.
     :return: reference of the mended rows, kind ``replay``; the same for the same corrections.
-    :raises SpecError: when corrections name rows that are not in the quarantine, or there is nothing to do.
+    :raises SpecError: when corrections name rows that are not in the quarantine, or there is nothing to do; a retry
+        does not help.
     """
     asked = corrections if isinstance(corrections, Corrections) else Corrections(changed=corrections or {})
     if fix is None and not asked.row_ids:
@@ -100,7 +101,8 @@ def land_replay(
     :return: reference of the new batch, kind ``batch``; its facts name ``replay`` and ``replay_of``.
     :raises SpecError: when there is no such replay; a retry does not help.
     :raises SpanConflictError: when a row was replayed before with other content; a retry does not help.
-    :raises BatchRejectedError: when a whole-batch rule fails; the rows are free for other corrections.
+    :raises BatchRejectedError: when a whole-batch rule fails; the rows are free for other corrections; a retry does not
+        help.
     """
     source = ReplaySource(store, pipeline, replay_id)
     demand_free(ledger, pipeline, source)

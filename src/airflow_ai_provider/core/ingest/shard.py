@@ -72,7 +72,7 @@ class ShardRef:
     def from_dict(cls, data: Mapping[str, Any]) -> ShardRef:
         """Read what :meth:`to_dict` wrote; other keys beside it are left alone.
 
-        :raises CorruptBatchError: when it is none, or of a newer version.
+        :raises CorruptBatchError: when it is none, or of a newer version; a retry does not help.
         """
         try:
             if data["schema_version"] != SCHEMA_VERSION:

@@ -168,7 +168,7 @@ _KINDS: dict[str, type[KafkaSource] | type[FileSource]] = {"kafka": KafkaSource,
 def source_from_dict(data: Mapping[str, Any]) -> KafkaSource | FileSource:
     """Read what either value's ``to_dict`` wrote.
 
-    :raises SpecError: when it is of no known kind.
+    :raises SpecError: when it is of no known kind; a retry does not help.
     """
     kind = data.get("kind")
     if kind not in _KINDS:

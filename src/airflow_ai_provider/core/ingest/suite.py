@@ -95,7 +95,8 @@ def open_validator(suite: Mapping[str, Any] | str | Path | None) -> Validator:
 def load_suite(suite: Mapping[str, Any] | str | Path) -> Suite:
     """Read a suite in Great Expectations' own JSON form, from a file or as a value.
 
-    :raises SpecError: when the file is missing or is not JSON, or with every fault of the suite's form.
+    :raises SpecError: when the file is missing or is not JSON, or with every fault of the suite's form; a retry does
+        not help.
     """
     data, where = (suite, "the expectation suite") if isinstance(suite, Mapping) else (_read(Path(suite)), str(suite))
     faults: Faults = []

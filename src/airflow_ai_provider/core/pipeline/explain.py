@@ -72,7 +72,7 @@ def explain(
     :param subject: a value of the pipeline's key column.
     :param run_ids: runs to look in; empty looks in every run that has acted on something.
     :return: one story per row and run, in the order of the runs; empty when it is not found.
-    :raises SpecError: neither or both of row and subject are given.
+    :raises SpecError: neither or both of row and subject are given; a retry does not help.
     """
     if bool(row_id) == bool(subject):
         raise SpecError("give either a row id or a subject.", faults=[("row", "give either a row id or a subject")])

@@ -86,7 +86,7 @@ def probe_server(endpoint: RemoteEndpoint, headers: Mapping[str, str] | None = N
     """Ask a server whether it is ready; every HTTP answer counts.
 
     :return: what answered, for a person.
-    :raises EngineUnavailableError: when nothing answers.
+    :raises EngineUnavailableError: when nothing answers; a retry may help.
     """
     line = HttpLine(endpoint, headers)
     try:
@@ -167,7 +167,7 @@ class HttpLine:
     async def try_once(self, path: str) -> Reply:
         """Ask once and take any answer.
 
-        :raises EngineUnavailableError: when none comes.
+        :raises EngineUnavailableError: when none comes; a retry may help.
         """
         reply, fault, _ = await self._try(Ask(path, refuses=lambda reply: True), self._endpoint.timeout_s)
         if reply is None:

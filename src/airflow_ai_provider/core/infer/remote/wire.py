@@ -77,7 +77,7 @@ class Wire(Protocol):
     async def meet(self, ask: Asking) -> None:
         """Look the model up: its version, its inputs.
 
-        :raises ModelPinError: the server serves another version, or has no such model.
+        :raises ModelPinError: the server serves another version, or has no such model; a retry does not help.
         """
 
     def features(self) -> Features:
@@ -89,14 +89,14 @@ class Wire(Protocol):
     def decode(self, reply: Reply, asked: Ask, row_count: int) -> dict[str, Array]:
         """Read outputs by name, first axis the rows.
 
-        :raises RowMismatchError: when they are not so many rows.
+        :raises RowMismatchError: when they are not so many rows; a retry does not help.
         """
 
 
 def read_json(body: bytes | memoryview) -> Any:
     """Read an answer; NaN and Infinity, which JSON does not have, are read as what they mean.
 
-    :raises RowMismatchError: when it is no JSON.
+    :raises RowMismatchError: when it is no JSON; a retry does not help.
     """
     try:
         return msgspec.json.decode(body)
@@ -164,7 +164,7 @@ def demand_settled(reply: Reply, what: str) -> None:
 def to_array(value: Any, row_count: int, name: str) -> Array:
     """Make an array of what JSON holds, first axis the rows; a null among numbers is NaN.
 
-    :raises RowMismatchError: when it is not so many rows, or rows of different shapes.
+    :raises RowMismatchError: when it is not so many rows, or rows of different shapes; a retry does not help.
     """
     if not isinstance(value, list) or len(value) != row_count:
         got = f"{len(value)} rows" if isinstance(value, list) else f"a {type(value).__name__}"

@@ -113,7 +113,7 @@ def open_encoded(
     :param reader_schema: schema to read all rows by.
     :param columns: columns that the expectations declare; a schema with none of them is rejected.
     :raises SpecError: when the reader schema cannot be used; a retry does not help.
-    :raises MissingExtraError: when Protobuf is asked for and protoc is not installed.
+    :raises MissingExtraError: when Protobuf is asked for and protoc is not installed; a retry does not help.
     """
 
     open_decoder = partial(_open_decoder, format, schemas, reader_schema, columns)  # it can be pickled

@@ -66,7 +66,7 @@ class ProtobufDecoder:
     :param max_bytes: a longer payload is rejected.
     :param columns: the columns that the expectations declare; a message type with none of them is rejected.
     :raises SpecError: when the reader schema cannot be used; a retry does not help.
-    :raises MissingExtraError: when protoc is not installed.
+    :raises MissingExtraError: when protoc is not installed; a retry does not help.
     """
 
     def __init__(

@@ -36,7 +36,7 @@ class ProtoFile:
     :param text: the ``.proto`` text, or a base64 descriptor.
     :param references: import name → the same of the files it imports, each after those it imports itself.
     :raises SchemaUnusableError: when protoc refuses it, with protoc's words.
-    :raises MissingExtraError: when protoc is not installed.
+    :raises MissingExtraError: when protoc is not installed; a retry does not help.
     """
 
     def __init__(self, text: str, references: Mapping[str, str]) -> None:
