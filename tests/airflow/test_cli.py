@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -143,3 +144,22 @@ def test_pins_are_listed_with_window_policy_and_version(ai: Any, stored: tuple[S
     (line,) = ai("pins", "triage", "--pipeline", "other", "--format", "json")[1].splitlines()
     assert (json.loads(line)["version"], json.loads(line)["pipeline"]) == ("4", "other")
     assert ai("pins", "nobody")[1] == ""
+
+
+_CHATTY = """
+from argparse import Namespace
+from airflow_ai_provider.cli.terminal import command
+command(lambda args: print("x\\n" * 100_000) or 0)(Namespace())
+"""
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    chatty = subprocess.Popen(
+        [sys.executable, "-c", _CHATTY], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert chatty.stdout is not None and chatty.stderr is not None
+    assert chatty.stdout.readline() == "x\n"
+    chatty.stdout.close()
+    assert "BrokenPipe" not in chatty.stderr.read()
+    chatty.stderr.close()
+    assert chatty.wait(120) == 128 + signal.SIGPIPE

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import signal
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +36,10 @@ def command(work: Callable[[Namespace], int]) -> Callable[[Namespace], None]:
     def run(args: Namespace) -> None:
         try:
             status = work(args)
+            sys.stdout.flush()
+        except BrokenPipeError:  # who reads has seen enough, as head does: that is no error of ours
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            status = 128 + signal.SIGPIPE
         except AiProviderError as error:
             print(plain(str(error)), file=sys.stderr)
             status = 1
