@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from airflow_ai_provider.core.ingest.digit import REACH, Text, read_float64, read_int64, read_timestamp
+from airflow_ai_provider.core.ingest.digit import REACH, Text, Values, read_float64, read_int64, read_timestamp
 from airflow_ai_provider.core.ingest.json_rows import JsonRows
 from airflow_ai_provider.core.ingest.json_shape import MAX_SHAPES, ShapeReader, learn
 
@@ -181,11 +181,12 @@ def test_a_time_is_exact(at: datetime, zone: str) -> None:
 
 def _read(read: object, texts: Sequence[str]) -> tuple[list[object], list[bool]]:
     body = "|".join(texts).encode()
-    data = np.frombuffer(b"\0" * REACH + body + b"\0" * REACH, np.uint8)
+    data = np.frombuffer(b"\0" * REACH + body + b"\0" * 4 * REACH, np.uint8)
+    text = Text(data, np.empty(len(data), np.bool_))
     sizes = np.array([len(text) for text in texts])
-    ends = REACH + np.cumsum(sizes + 1) - 1
+    starts = REACH + np.cumsum(sizes + 1) - 1 - sizes
     more = [np.ones(len(texts), np.bool_)] if read is read_float64 else []
-    values, fits = read(Text(data), ends - sizes, ends, *more)  # type: ignore[operator]
+    values, fits = read(Values(text, text.window(starts - 3, 3 + REACH), 3, starts, sizes), *more)  # type: ignore[operator]
     return values.tolist(), fits.tolist()
 
 

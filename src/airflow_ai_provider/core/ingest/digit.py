@@ -6,7 +6,8 @@ or doubtful is said not to fit, and read by that parser; a position outside the 
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from itertools import pairwise
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +20,12 @@ Ints: TypeAlias = npt.NDArray[np.int64]
 Words: TypeAlias = npt.NDArray[np.uint64]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 
-REACH = 32
+REACH = 40
 """Bytes before and behind a text that reading it may load."""
 _U = np.uint64
 _ZEROS, _OVER_9, _HIGH = _U(0x3030303030303030), _U(0x7676767676767676), _U(0x8080808080808080)
 _ONES, _DOTS = _U(0x0101010101010101), _U(0x2E2E2E2E2E2E2E2E)
-_MINUS, _DOT, _ZERO, _PLUS, _LETTER_Z = b"-.0+Z"
+_QUOTE, _MINUS, _DOT, _ZERO, _PLUS, _LETTER_Z = b'"-.0+Z'
 _POWERS = 10 ** np.arange(17, dtype=np.int64)
 _EXACT_POWERS = 10.0 ** np.arange(9)
 _MOST = _U(2**63 - 1)
@@ -39,25 +40,36 @@ _LONGEST = 400
 
 
 class Text:
-    """Bytes, and the same bytes as words that begin at every byte.
+    """Bytes, and the quotes in them.
 
-    :param data: with :data:`REACH` bytes before the first text and behind the last.
+    :param data: with :data:`REACH` bytes before the first text and behind the last, and 128 more at the end.
+    :param marks: room for as many marks: a fresh megabyte would cost more than what is done with it.
     """
 
-    def __init__(self, data: npt.NDArray[np.uint8]) -> None:
+    def __init__(self, data: npt.NDArray[np.uint8], marks: Mask) -> None:
         self.data, self.buffer = data, pa.py_buffer(data)
-        self.words: Words = np.ndarray((len(data) - 7,), "<u8", data.data, strides=(1,))
+        whole = len(data) // 64 * 64  # what is behind is slack
+        np.equal(data, _QUOTE, out=marks)
+        self._quotes = np.packbits(marks[:whole], bitorder="little").view(np.uint64)
+        self._filled: Ints | None = None
 
-    def is_at(self, at: Ints, literal: bytes) -> Mask:
-        """Tell at which positions a literal stands."""
-        size = len(literal)
-        if size < 8:
-            mask = _U((1 << 8 * size) - 1)
-            short: Mask = (self.words[at] & mask) == _U(int.from_bytes(literal, "little"))
-            return short
-        found: Mask = np.ones(len(at), np.bool_)
-        for offset in [*range(0, size - 8, 8), size - 8]:
-            found &= self.words[at + offset] == _U(int.from_bytes(literal[offset : offset + 8], "little"))
+    def window(self, at: Ints, width: int) -> Window:
+        """Copy so many bytes of each row, from ``at`` on, side by side."""
+        spans = np.ndarray((len(self.data) - width + 1,), f"V{width}", self.data.data, strides=(1,))
+        return Window(spans[at])
+
+    def next_quote(self, at: Ints) -> Ints:
+        """Find the first quote at or behind each position; where there is none, the end of the bytes."""
+        word, shift = at >> 6, (at & 63).view(np.uint64)
+        near = (self._quotes[word] >> shift) | (self._quotes[word + 1] << (_U(64) - shift))
+        found = at + _first_bit(near)
+        far = np.flatnonzero(near == 0)
+        if len(far):
+            if self._filled is None:
+                self._filled = np.append(np.flatnonzero(self._quotes), len(self._quotes) - 1)
+            # the 64 positions from ``at`` on are known to be none: no quote of that word lies before them
+            word = self._filled[np.searchsorted(self._filled[:-1], (at[far] >> 6) + 1)]
+            found[far] = (word << 6) + _first_bit(self._quotes[word])
         return found
 
     def spans(self, start: Ints, end: Ints, rows: Ints) -> pa.Array:
@@ -72,89 +84,161 @@ class Text:
         return spans.take(positions(np.arange(0, 2 * count, 2)))
 
 
-def read_int64(text: Text, at: Ints, end: Ints) -> tuple[Ints, Mask]:
+class Window:
+    """Bytes of rows side by side: what stands at the same place of each is one column, and costs no gathering.
+
+    :param bytes_: the same number of bytes of each row.
+    """
+
+    def __init__(self, bytes_: npt.NDArray[np.void]) -> None:
+        self._bytes, self._width = bytes_, bytes_.dtype.itemsize
+
+    def byte(self, place: int) -> npt.NDArray[np.uint8]:
+        """The byte at a place, of each row."""
+        return np.ndarray(self._bytes.shape, np.uint8, self._bytes.data, place, (self._width,))
+
+    def word(self, place: int) -> Words:
+        """The eight bytes from a place on, the first lowest, of each row."""
+        return np.ndarray(self._bytes.shape, "<u8", self._bytes.data, place, (self._width,))
+
+    def is_at(self, place: int, literal: bytes) -> Mask:
+        """Tell in which rows a literal stands at a place; the window reaches eight bytes behind the place at least."""
+        size = len(literal)
+        if size < 8:
+            mask = _U((1 << 8 * size) - 1)
+            short: Mask = (self.word(place) & mask) == _U(int.from_bytes(literal, "little"))
+            return short
+        found: Mask = self.word(place) == _U(int.from_bytes(literal[:8], "little"))
+        for offset in [*range(8, size - 8, 8), size - 8] if size > 8 else ():
+            found &= self.word(place + offset) == _U(int.from_bytes(literal[offset : offset + 8], "little"))
+        return found
+
+
+class Values(NamedTuple):
+    """One value of each row.
+
+    :param text: where they lie.
+    :param window: their bytes side by side, :data:`REACH` from ``place`` on.
+    :param place: where in it each begins.
+    :param start: where in the text each begins.
+    :param size: how many bytes each has; of a row that went astray, any number.
+    """
+
+    text: Text
+    window: Window
+    place: int
+    start: Ints
+    size: Ints
+
+    def bare_words(self, count: int) -> tuple[list[Words], Ints, Mask]:
+        """So many words of each value, 8 bytes apart, behind its minus; the bytes left, and which have one."""
+        minus = self.window.byte(self.place) == _MINUS
+        words = [self.window.word(self.place + 8 * i) for i in range(count)]
+        if not minus.any():
+            return words, self.size, minus
+        shift = minus.astype(np.uint64) << _U(3)
+        words.append(self.window.word(self.place + 8 * count))
+        # a shift by 64 leaves nothing
+        moved = [(low >> shift) | (high << (_U(64) - shift)) for low, high in pairwise(words)]
+        return moved, self.size - minus, minus
+
+
+def read_int64(values: Values) -> tuple[Ints, Mask]:
     """Read integers as JSON writes them, within 64 bits.
 
     :return: values, and which rows fit.
     """
-    minus = text.data[at] == _MINUS
-    first = at + minus
-    size = end - first
-    fits = (size > 0) & (size <= 19) & ((size == 1) | (text.data[first] != _ZERO))
-    value = np.zeros(len(at), np.uint64)
-    for low in (0, 8, 16):
-        count = np.clip(size - low, 0, 8)
-        if low and not count.any():
-            break
-        part, plain = _digits(text.words[end - low - count], count)
-        value += part * _U(10**low)
-        fits &= plain
+    words, size, minus = values.bare_words(3)
+    fits = (size > 0) & (size <= 19) & ((size == 1) | (words[0] & _U(0xFF) != _ZERO))
+    longest = size.max(initial=0)
+    value, plain = _digits(words[0], np.minimum(size, 8))
+    fits &= plain
+    for number, word in enumerate(words[1:], 1):
+        if longest > 8 * number:
+            count = np.minimum(np.maximum(size - 8 * number, 0), 8)
+            part, plain = _digits(word, count)
+            value = value * _POWERS[count].view(np.uint64) + part
+            fits &= plain
     fits &= value <= _MOST
     return _signed(value.view(np.int64), minus), fits
 
 
-def read_float64(text: Text, at: Ints, end: Ints, among: Mask) -> tuple[npt.NDArray[np.float64], Mask]:
+def read_float64(values: Values, among: Mask) -> tuple[npt.NDArray[np.float64], Mask]:
     """Read numbers as JSON writes them, rounded to the nearest.
 
-    Up to eight digits before the dot and eight behind it, below 2**53 without it: an integer and a power of ten that a
-    float64 holds exactly, whose quotient is rounded once, as it should be. Others go to Arrow's parser.
+    Up to seven digits before the dot and eight behind it, or eight digits, below 2**53 without the dot: an integer and
+    a power of ten that a float64 holds exactly, whose quotient is rounded once, as it should be. Others go to Arrow's
+    parser.
 
     :param among: rows that are worth asking it.
     :return: values, and which rows fit.
     """
-    minus = text.data[at] == _MINUS
-    first = at + minus
-    size = end - first
-    word = text.words[first]
+    (word, behind), size, minus = values.bare_words(2)
     dots = word ^ _DOTS
-    dots = (dots - _ONES) & ~dots & _HIGH
-    whole_count = np.minimum((np.bitwise_count((dots & (~dots + _U(1))) - _U(1)) >> 3).astype(np.int64), size)
-    part_count = np.maximum(size - whole_count - 1, 0)
-    whole, plain = _digits(word, np.clip(whole_count, 0, 8))
-    fits = plain & (whole_count > 0) & ((whole_count == 1) | (text.data[first] != _ZERO)) & (part_count <= 8)
-    fits &= (size == whole_count) | ((part_count > 0) & (text.data[first + np.clip(whole_count, 0, 8)] == _DOT))
-    part_count = np.minimum(part_count, 8)
-    part, plain = _digits(text.words[end - part_count], part_count)
-    digits = whole.view(np.int64) * _POWERS[part_count] + part.view(np.int64)
-    fits &= plain & (digits <= 2**53)
+    whole_count = np.minimum(_first_bit((dots - _ONES) & ~dots & _HIGH) >> 3, size)
+    part_count = size - whole_count - 1
+    # behind the whole digits stands nothing, or the dot, which is the first, and one digit at least
+    fits = (part_count < 0) | ((part_count > 0) & (part_count <= 8) & (whole_count < 8))
+    fits &= (whole_count > 0) & ((whole_count == 1) | (word & _U(0xFF) != _ZERO))
+    part_count = np.minimum(np.maximum(part_count, 0), 8)
+    shift = (whole_count << 3).view(np.uint64)
+    if size.max(initial=0) <= 9:
+        # eight digits at the most: without the dot they are one word
+        kept = (_U(1) << shift) - _U(1)
+        bare = (word & kept) | (((word >> _U(8)) | (behind << _U(56))) & ~kept)
+        whole, plain = _digits(bare, whole_count + part_count)
+        digits = whole.view(np.int64)
+    else:
+        whole, plain = _digits(word, whole_count)
+        shift += _U(8)
+        part, fine = _digits((word >> shift) | (behind << (_U(64) - shift)), part_count)
+        digits = whole.view(np.int64) * _POWERS[part_count] + part.view(np.int64)
+        fits &= fine & (digits <= 2**53)
+    fits &= plain
     value = _signed(digits / _EXACT_POWERS[part_count], minus)
     others = np.flatnonzero(among & ~fits)
     if len(others):
-        value[others], fits[others] = _read_long(text, at[others], end[others])
+        start = values.start[others]
+        value[others], fits[others] = _read_long(values.text, start, start + values.size[others])
     return value, fits
 
 
-def read_timestamp(text: Text, at: Ints, end: Ints) -> tuple[Ints, Mask]:
+def read_timestamp(values: Values) -> tuple[Ints, Mask]:
     """Read ``2026-01-31T23:59:59``, with up to six digits of the second's fraction, in UTC or without an offset.
 
     :return: microseconds since 1970, and which rows fit.
     """
-    size = end - at - _offset_size(text, at, end)
-    date, fits = _marked(text.words[at], *_DATE)
-    clock, fine = _marked(text.words[at + 8], *_CLOCK)
+    window, place = values.window, values.place
+    size = values.size - _offset_size(values)
+    date, fits = _marked(window.word(place), *_DATE)
+    clock, fine = _marked(window.word(place + 8), *_CLOCK)
     fits &= fine
-    second, fine = _marked(text.words[at + 16], *_SECOND)
+    second, fine = _marked(window.word(place + 16), *_SECOND)
     fits &= fine
     second //= 100_000
-    day, minute = clock // 1_000_000, clock % 1000
-    hour = clock // 1000 - day * 1000
-    month = date // 10_000 * 12 + date % 10_000 // 10 - 13  # since January of the year 1
-    fits &= (date >= 10_000) & (date % 10_000 > 9) & (date % 10_000 < 130)
-    month[~fits] = 0
+    hours = clock // 1000
+    day = hours // 1000
+    minute, hour = clock - hours * 1000, hours - day * 1000
+    year = date // 10_000
+    month = date - year * 10_000  # times ten
+    fits &= (year > 0) & (month > 9) & (month < 130)
+    month = (year * 12 + month // 10 - 13) * fits  # since January of the year 1
     start = _MONTH_STARTS[month]
     fits &= (day > 0) & (day <= _MONTH_STARTS[month + 1] - start) & (hour < 24) & (minute < 60) & (second < 60)
-    count = np.clip(size - 20, 0, 6)
-    fits &= (size == 19) | ((size == count + 20) & (count > 0) & (text.data[at + 19] == _DOT))
-    part, fine = _digits(text.words[at + 20], count)
+    count = np.minimum(np.maximum(size - 20, 0), 6)
+    fits &= (size == 19) | ((size == count + 20) & (count > 0) & (window.byte(place + 19) == _DOT))
+    part, fine = _digits(window.word(place + 20), count)
     micros = part.view(np.int64) * _POWERS[6 - count]
     return (((start + day - 1) * 24 + hour) * 60 + minute) * 60_000_000 + second * 1_000_000 + micros, fits & fine
 
 
-def _offset_size(text: Text, at: Ints, end: Ints) -> Ints:
-    zoned: Ints = (text.data[end - 1] == _LETTER_Z).astype(np.int64)
-    longer = (end - at > 24) & (text.data[end - 6] == _PLUS)
-    if longer.any():
-        zoned[longer & text.is_at(end - 6, b"+00:00")] = 6
+def _offset_size(values: Values) -> Ints:
+    data, end = values.text.data, values.start + values.size
+    zoned: Ints = (data[end - 1] == _LETTER_Z).astype(np.int64)
+    rows = np.flatnonzero(values.size > 24)
+    rows = rows[data[end[rows] - 6] == _PLUS]
+    if len(rows):
+        zoned[rows[values.text.window(end[rows] - 6, 8).is_at(0, b"+00:00")]] = 6
     return zoned
 
 
@@ -175,7 +259,7 @@ def _read_long(text: Text, at: Ints, end: Ints) -> tuple[npt.NDArray[np.float64]
 
 def _digits(words: Words, count: Ints) -> tuple[Words, Mask]:
     """Read the first ``count`` (0 to 8) bytes of each word as digits; tells which are."""
-    bare = (words ^ _ZEROS) << ((8 - count) << 3).astype(np.uint64)
+    bare = (words ^ _ZEROS) << ((8 - count) << 3).view(np.uint64)
     return _combined(bare), (((bare + _OVER_9) | bare) & _HIGH) == 0
 
 
@@ -193,6 +277,11 @@ def _combined(digits: Words) -> Words:
     low = ((pairs >> _U(16)) & _U(0x000000FF000000FF)) * _U(0x0000271000000001)
     number: Words = (high + low) >> _U(32)
     return number
+
+
+def _first_bit(words: Words) -> Ints:
+    """The number of the lowest bit that is set; 64 where none is."""
+    return np.bitwise_count((words - _U(1)) & ~words).astype(np.int64)
 
 
 def _signed(value: Any, minus: Mask) -> Any:

@@ -1,9 +1,9 @@
 """Read many JSON objects of one shape at once, column by column, with numpy: fast, and never the judge.
 
 How: objects of one producer differ in their values alone; what stands between the values (names, colons, commas,
-spaces) is the same in each. One object shows that shape. In every other one, the quotes' positions give where each
-value would lie; all that should stand between the values is compared, byte by byte, and each value must be one of its
-column's type. What differs, in any way, is left *undecided*: :mod:`.json_rows` reads that payload by itself.
+spaces) is the same in each. One object shows that shape. In every other one, what should stand before a value is
+compared, byte by byte, the next quote tells where the value ends, and it must be one of its column's type. What
+differs, in any way, is left *undecided*: :mod:`.json_rows` reads that payload by itself.
 
 Invariants: a decided row has the values that :mod:`.json_rows` gives; a payload's bytes decide about itself alone; no
 position leads outside the payloads' own bytes and the slack around them.
@@ -22,7 +22,16 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from airflow_ai_provider.core.ingest.column import bits, flags, mask_of, numbers
-from airflow_ai_provider.core.ingest.digit import REACH, Ints, Mask, Text, read_float64, read_int64, read_timestamp
+from airflow_ai_provider.core.ingest.digit import (
+    REACH,
+    Ints,
+    Mask,
+    Text,
+    Values,
+    read_float64,
+    read_int64,
+    read_timestamp,
+)
 
 ROWS = 4096
 """Payloads that are read together: their bytes and numbers stay in the processor's cache."""
@@ -31,9 +40,11 @@ MAX_BYTES = 8 * 1024 * 1024
 MAX_SHAPES = 8
 MAX_LITERAL = 1024
 MAX_FIELDS = 256
-_SLACK = 2 * MAX_LITERAL + 2 * REACH
+_SLACK = 2 * MAX_LITERAL + 4 * REACH
 _WORTH = 16
 """One of so many rows must be undecided for another shape to be worth learning."""
+_FEW = 32
+"""Rows of other than ASCII bytes that are worth asking one by one."""
 _TRIES = 4
 """Rows from which a shape may be learned: the first one may be broken."""
 _QUOTE, _BACKSLASH, _SPACE, _LETTER_N = b'"\\ n'
@@ -95,7 +106,7 @@ class ShapeReader:
         chunk = _Chunk(payloads, self._scratch)
         undecided, found = chunk.plain, []
         tried = 0
-        while tried < len(self._shapes) or self._learn(payloads, undecided):
+        while undecided.any() and (tried < len(self._shapes) or self._learn(payloads, undecided)):
             shape = self._shapes[tried]
             rows = self._read(shape, chunk, np.flatnonzero(undecided))
             found += [rows] if len(rows.at) else []
@@ -125,7 +136,7 @@ class ShapeReader:
             walk.expect(literal)
             builds[name] = _READERS[self._columns[name]](walk, after)
         walk.expect(shape.literals[-1])
-        kept = np.flatnonzero(walk.ok & (walk.at == walk.end) & (walk.quote == walk.last_quote))
+        kept = np.flatnonzero(walk.ok & (walk.at == walk.end))
         columns = {
             name: builds[name](kept) if name in builds else pa.nulls(len(kept), _ARROW[kind])
             for name, kind in self._columns.items()
@@ -152,7 +163,7 @@ def learn(payload: bytes, columns: Mapping[str, str]) -> Shape | None:
 
 
 class _Chunk:
-    """Payloads in a buffer of their own, and where their quotes are.
+    """Payloads in a buffer of their own.
 
     ``plain`` are the rows that have neither escapes nor control characters and are UTF-8.
     """
@@ -166,15 +177,10 @@ class _Chunk:
         body = data[_SLACK : _SLACK + last - first]
         body[:] = np.frombuffer(values, np.uint8)[first:last]
         edges += _SLACK - first
-        self.text = Text(data)
+        marks = scratch.take("marks", len(data), np.bool_)
+        self.text = Text(data, marks)
         self.starts, self.ends = edges[:-1], edges[1:]
-        found = np.flatnonzero(body == _QUOTE)
-        # a walk that has left its row may ask for quotes behind the last
-        self.quotes = scratch.take("quotes", len(found) + _SLACK, np.int64)
-        np.add(found, _SLACK, out=self.quotes[: len(found)])
-        self.quotes[len(found) :] = last - first + _SLACK
-        self.first_quote = np.searchsorted(self.quotes[: len(found)], edges)
-        self.plain = _plain(payloads, body, edges - _SLACK)
+        self.plain = _plain(payloads, body, edges - _SLACK, marks[: len(body)])
 
 
 class _Scratch:
@@ -190,26 +196,30 @@ class _Scratch:
         return self._held[name][:size]
 
 
-def _plain(payloads: pa.BinaryArray, body: npt.NDArray[np.uint8], edges: Ints) -> Mask:
+def _plain(payloads: pa.BinaryArray, body: npt.NDArray[np.uint8], edges: Ints, marks: Mask) -> Mask:
     plain = np.ones(len(payloads), np.bool_) if payloads.null_count == 0 else mask_of(payloads.is_valid())
     if not len(body):
         return plain
     # least and greatest byte, each found in a pass that writes nothing: most chunks have no byte outside
-    escapes = body == _BACKSLASH
-    if body.min() < _SPACE or escapes.any():
-        plain[_rows_of((body < _SPACE) | escapes, edges)] = False
+    if body.min() < _SPACE:
+        plain[_rows_of(np.less(body, _SPACE, out=marks), edges)] = False
+    if np.equal(body, _BACKSLASH, out=marks).any():
+        plain[_rows_of(marks, edges)] = False
     if body.max() > 0x7F:
-        try:
-            payloads.cast(pa.string())
-        except pa.ArrowInvalid:
-            rows = np.unique(_rows_of(body > 0x7F, edges))
-            plain[[i for i in rows.tolist() if not _is_utf8(payloads[i].as_py())]] = False
+        rows = np.unique(_rows_of(np.greater(body, 0x7F, out=marks), edges))
+        if len(rows) > _FEW and _is_utf8(payloads):
+            return plain
+        plain[[i for i in rows.tolist() if not _is_utf8(payloads.slice(i, 1))]] = False
     return plain
 
 
 def _rows_of(marked: Mask, edges: Ints) -> Ints:
     """The rows in which bytes are marked, once for each byte."""
-    return np.searchsorted(edges, np.flatnonzero(marked), "right") - 1
+    whole = len(marked) // 8 * 8
+    eights = np.flatnonzero(marked[:whole].view(np.uint64) != 0)  # few are marked: most words are zero
+    at = (eights[:, None] << 3) + np.arange(8)
+    at = np.append(at[marked[at]], np.flatnonzero(marked[whole:]) + whole)
+    return np.searchsorted(edges, at, "right") - 1
 
 
 def _size(payloads: pa.BinaryArray) -> int:
@@ -217,76 +227,90 @@ def _size(payloads: pa.BinaryArray) -> int:
     return int(bounds[payloads.offset + len(payloads)] - bounds[payloads.offset])
 
 
-def _is_utf8(payload: bytes | None) -> bool:
+def _is_utf8(payloads: pa.BinaryArray) -> bool:
     try:
-        return payload is not None and payload.decode() is not None
-    except UnicodeDecodeError:
+        payloads.cast(pa.string())
+    except pa.ArrowInvalid:
         return False
+    return True
 
 
 class _Walk:
     """Where rows stand on their way through a shape.
 
-    ``at`` is a position, ``quote`` the number of the next quote; ``ok`` says whether the row is still decided. A row
-    that is not goes on with the others: wherever it is led, the slack is wider than a step.
+    ``at`` is a position; ``ok`` says whether the row is still decided. A row that is not goes on with the others. One
+    that is led past its end never comes to stand there again: all values that begin behind it are too short.
     """
 
     def __init__(self, chunk: _Chunk, rows: Ints) -> None:
         every = len(rows) == len(chunk.starts)
-        self.text, self._quotes = chunk.text, chunk.quotes
+        self._text = chunk.text
         self.at = chunk.starts if every else chunk.starts[rows]
         self.end = chunk.ends if every else chunk.ends[rows]
-        self.quote = chunk.first_quote[:-1][rows]
-        self.last_quote = chunk.first_quote[1:][rows]
         self.ok: Mask = np.ones(len(rows), np.bool_)
 
     def expect(self, literal: bytes) -> None:
         """Go on behind a literal."""
-        self.ok &= self.text.is_at(self.at, literal)
-        self.at = self.at + len(literal)
-        self.quote = self.quote + literal.count(b'"')
+        self._place = len(literal)
+        self._window = self._text.window(self.at, self._place + 1 + REACH)
+        self.ok &= self._window.is_at(0, literal)
+        self.at = self.at + self._place
 
-    def bare_end(self, after: bytes) -> Ints:
-        """Where a value without quotes ends, which ``after`` follows."""
-        if b'"' not in after:  # only behind the last value
-            return self.end - len(after)
-        return self._quotes[self.quote] - after.index(b'"')
+    def read_text(self, after: bytes) -> tuple[Values, Mask | None]:
+        """Go on behind a text, or null, which ``after`` follows.
 
-    def read_text(self, after: bytes) -> tuple[Ints, Ints, Mask | None]:
-        """Go on behind a text, or null.
-
-        :return: where texts begin and end, and which are null (None: none is).
+        :return: the texts without their quotes, and which are null (None: none is).
         """
-        start, opens = self.at, self.text.data[self.at] == _QUOTE
-        if opens.all():
-            stop = self._quotes[self.quote + 1]
-            self.at, self.quote = stop + 1, self.quote + 2
-            return start + 1, stop, None
-        bare = self.bare_end(after)
-        self.ok &= opens | self._null(start, bare)
-        self.at = np.where(opens, self._quotes[self.quote + 1] + 1, bare)
-        self.quote = self.quote + 2 * opens
-        return np.where(opens, start + 1, start), np.where(opens, self.at - 1, start), ~opens
+        opens = self._window.byte(self._place) == _QUOTE
+        start = self.at + 1
+        found = self._text.next_quote(start)
+        stop = np.minimum(found, self.end)
+        if (opens >= self.ok).all():  # but for rows that are undecided already
+            self.at = stop + 1
+            return Values(self._text, self._window, self._place + 1, start, stop - start), None
+        bare = self._bare_size(found, after)
+        self.ok &= opens | self._is(b"null", bare)
+        self.at = np.where(opens, stop + 1, self.at + bare)
+        return Values(self._text, self._window, self._place + 1, start, (stop - start) * opens), ~opens
 
-    def read_bare(self, after: bytes) -> tuple[Ints, Ints, Mask | None]:
-        """Go on behind a value without quotes.
+    def read_bare(self, after: bytes) -> tuple[Values, Mask | None]:
+        """Go on behind a value without quotes, which ``after`` follows.
 
-        :return: where values begin and end, and which are null (None: none is).
+        :return: the values, and which are null (None: none is).
         """
-        start, self.at = self.at, self.bare_end(after)
-        lacks: Mask = self.text.data[start] == _LETTER_N
-        return start, self.at, lacks & self._null(start, self.at) if lacks.any() else None
+        start, size = self.at, self._bare_size(self._text.next_quote(self.at), after)
+        self.at = start + size
+        lacks: Mask = self._window.byte(self._place) == _LETTER_N
+        missing = lacks & self._is(b"null", size) if lacks.any() else None
+        return Values(self._text, self._window, self._place, start, size), missing
 
-    def _null(self, start: Ints, end: Ints) -> Mask:
-        null: Mask = self.text.is_at(start, b"null") & (end - start == 4)
-        return null
+    def read_bool(self, after: bytes) -> tuple[Mask, Mask | None]:
+        """Go on behind true, false or null.
+
+        :return: which are true, and which are null (None: none is).
+        """
+        values, missing = self.read_bare(after)
+        true = self._is(b"true", values.size)
+        known = true | self._is(b"false", values.size)
+        self.ok &= known if missing is None else known | missing
+        return true, missing
+
+    def _bare_size(self, quote: Ints, after: bytes) -> Ints:
+        """The size of values without quotes that begin here; only what follows the last one has no quote."""
+        end = np.minimum(quote - after.index(b'"'), self.end) if b'"' in after else self.end - len(after)
+        return end - self.at
+
+    def _is(self, literal: bytes, size: Ints) -> Mask:
+        """Tell which values that begin at the window's place are a literal."""
+        found: Mask = self._window.is_at(self._place, literal) & (size == len(literal))
+        return found
 
 
 def _read_string(walk: _Walk, after: bytes) -> _Build:
-    start, end, missing = walk.read_text(after)
+    values, missing = walk.read_text(after)
 
     def build(rows: Ints) -> pa.Array:
-        texts = walk.text.spans(start, end, rows)
+        texts = values.text.spans(values.start, values.start + values.size, rows)
         validity = None if missing is None else bits(~missing[rows])
         # the rows are known to be UTF-8
         return pa.Array.from_buffers(pa.string(), len(rows), [validity, *texts.buffers()[1:]])
@@ -295,26 +319,23 @@ def _read_string(walk: _Walk, after: bytes) -> _Build:
 
 
 def _read_bool(walk: _Walk, after: bytes) -> _Build:
-    start, end, missing = walk.read_bare(after)
-    true = walk.text.is_at(start, b"true") & (end - start == 4)
-    false = walk.text.is_at(start, b"false") & (end - start == 5)
-    walk.ok &= true | false if missing is None else true | false | missing
+    true, missing = walk.read_bool(after)
     return lambda rows: flags(true[rows], None if missing is None else missing[rows])
 
 
 def _read_int64(walk: _Walk, after: bytes) -> _Build:
-    start, end, missing = walk.read_bare(after)
-    return _fitting(walk, *read_int64(walk.text, start, end), missing, "int64")
+    values, missing = walk.read_bare(after)
+    return _fitting(walk, *read_int64(values), missing, "int64")
 
 
 def _read_float64(walk: _Walk, after: bytes) -> _Build:
-    start, end, missing = walk.read_bare(after)
-    return _fitting(walk, *read_float64(walk.text, start, end, walk.ok), missing, "float64")
+    values, missing = walk.read_bare(after)
+    return _fitting(walk, *read_float64(values, walk.ok), missing, "float64")
 
 
 def _read_timestamp(walk: _Walk, after: bytes) -> _Build:
-    start, end, missing = walk.read_text(after)
-    return _fitting(walk, *read_timestamp(walk.text, start, end), missing, "timestamp")
+    values, missing = walk.read_text(after)
+    return _fitting(walk, *read_timestamp(values), missing, "timestamp")
 
 
 def _fitting(walk: _Walk, values: npt.NDArray[Any], fits: Mask, missing: Mask | None, kind: str) -> _Build:
