@@ -7,7 +7,7 @@ one block, whatever the span's size.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pyarrow as pa
@@ -19,10 +19,15 @@ ROWS = 100_000
 """Rows of a block: Great Expectations costs about 55 ms a call, so fewer would make the calls the work."""
 BYTES = 128 * 1024 * 1024
 """Payload bytes of a block; a row that is larger is a block by itself."""
+_PIECE = 2048
+"""Rows on the average from which the pieces that payloads came in are not copied together: they are the most bytes."""
 
 
 def cut(tables: Iterable[pa.Table], row_count: int = ROWS, byte_count: int = BYTES) -> Iterator[pa.Table]:
-    """Yield blocks of at most so many rows and payload bytes; a change of columns begins a new one."""
+    """Yield blocks of at most so many rows and payload bytes; a change of columns begins a new one.
+
+    All columns of a block are in one piece, but for ``_payload``, which may be in some large ones.
+    """
     held: list[pa.Table] = []
     rows_left, bytes_left = row_count, byte_count
     for table in tables:
@@ -30,7 +35,7 @@ def cut(tables: Iterable[pa.Table], row_count: int = ROWS, byte_count: int = BYT
         while rest.num_rows:
             fits, size = _fitting(rest, rows_left, bytes_left)
             if held and (fits == 0 or held[0].schema != rest.schema):
-                yield pa.concat_tables(held).combine_chunks()
+                yield _joined(held)
                 held, rows_left, bytes_left = [], row_count, byte_count
                 continue
             taken = max(fits, 1)
@@ -38,7 +43,7 @@ def cut(tables: Iterable[pa.Table], row_count: int = ROWS, byte_count: int = BYT
             rest = rest.slice(taken)
             rows_left, bytes_left = rows_left - taken, bytes_left - size
     if held:
-        yield pa.concat_tables(held).combine_chunks()
+        yield _joined(held)
 
 
 @contextmanager
@@ -51,6 +56,14 @@ def paused_gc() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def _joined(tables: Sequence[pa.Table]) -> pa.Table:
+    whole = pa.concat_tables(tables)
+    if PAYLOAD not in whole.column_names or whole.num_rows < _PIECE * len(tables):
+        return whole.combine_chunks()
+    rest, at = whole.drop_columns([PAYLOAD]).combine_chunks(), whole.column_names.index(PAYLOAD)
+    return rest.add_column(at, whole.schema.field(PAYLOAD), whole[PAYLOAD])
 
 
 def _fitting(table: pa.Table, rows_left: int, bytes_left: int) -> tuple[int, int]:

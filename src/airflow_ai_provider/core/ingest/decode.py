@@ -77,7 +77,7 @@ class RowDecoder:
         return Decoded(decoded.accepted, pa.concat_tables([decoded.rejected, rejected]))
 
     def _decode_json(self, table: pa.Table, with_payload: bool) -> Decoded:
-        payloads = _one_array(table[PAYLOAD])
+        payloads = table[PAYLOAD]
         rows, block = (self._rows, self._rows.decode(payloads)) if self._rows else self._first(payloads)
         if block.kept:
             self._rows = rows
@@ -98,7 +98,7 @@ class RowDecoder:
         rejected = table.take(pa.array(block.faults, pa.int64()))
         return Decoded(accepted, quarantine(rejected, "decode", list(block.faults.values())))
 
-    def _first(self, payloads: pa.BinaryArray) -> tuple[JsonRows, JsonBlock]:
+    def _first(self, payloads: pa.ChunkedArray) -> tuple[JsonRows, JsonBlock]:
         """Decode the first block, and again when that shows fields that nobody declared."""
         declared = {name: kind or "json" for name, kind in self._schema.items()}
         if "" not in self._schema.values():
@@ -217,13 +217,6 @@ def _payloads(table: pa.Table) -> pa.Array | pa.ChunkedArray:
         return pc.coalesce(own, table["bytes"].cast(pa.binary()))
     made = pa.array([row_json(row) for row in table.select(names).to_pylist()], pa.binary())
     return pc.coalesce(own, made)
-
-
-def _one_array(column: pa.ChunkedArray) -> pa.Array:
-    if column.num_chunks == 1:  # to combine it would copy it
-        return column.chunk(0)
-    values = column.combine_chunks()
-    return pa.concat_arrays(values.chunks) if isinstance(values, pa.ChunkedArray) else values
 
 
 def _texts(table: pa.Table, name: str) -> list[str]:

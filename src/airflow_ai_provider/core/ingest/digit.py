@@ -281,7 +281,8 @@ def _combined(digits: Words) -> Words:
 
 def _first_bit(words: Words) -> Ints:
     """The number of the lowest bit that is set; 64 where none is."""
-    return np.bitwise_count((words - _U(1)) & ~words).astype(np.int64)
+    found: Ints = np.bitwise_count((words - _U(1)) & ~words).astype(np.int64)
+    return found
 
 
 def _signed(value: Any, minus: Mask) -> Any:

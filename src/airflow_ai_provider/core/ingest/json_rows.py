@@ -21,7 +21,7 @@ own place; all others are decoded one by one.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress, pairwise
 from operator import attrgetter
@@ -118,19 +118,23 @@ class JsonRows:
         self._shapes = ShapeReader(self.columns)
         self._one = {kind: msgspec.json.Decoder(type_) for kind, type_ in _TYPES.items()}
 
-    def decode(self, payloads: pa.BinaryArray | Sequence[bytes | None]) -> JsonBlock:
+    def decode(self, payloads: pa.BinaryArray | pa.ChunkedArray | Sequence[bytes | None]) -> JsonBlock:
         """Decode a block; every payload ends up either kept or at fault."""
-        column = payloads if isinstance(payloads, pa.Array) else pa.array(payloads, pa.binary())
-        found = _Found(len(column))
+        column = payloads if isinstance(payloads, pa.Array | pa.ChunkedArray) else pa.array(payloads, pa.binary())
+        found, parts, first = _Found(len(column)), [], 0
         # by chunk: rows are turned into columns while they are still in the processor's cache
-        parts = [self._columns_of(column, first, found) for first in range(0, len(column), ROWS)]
+        for chunk in _chunks(column):
+            parts.append(self._columns_of(chunk, first, found))
+            first += len(chunk)
         columns = {name: pa.concat_arrays([p[name] for p in parts]) for name in self.columns} if parts else {}
         block = found.block(columns or self._arrays([]))
         return self.decode_slowly(column.to_pylist()) if self._left_the_calendar(block) else block
 
-    def _columns_of(self, column: pa.BinaryArray, first: int, found: _Found) -> Mapping[str, pa.Array]:
-        """The columns of one chunk: of rows that have a known shape, and of those that are read one by one."""
-        chunk = column.slice(first, ROWS)
+    def _columns_of(self, chunk: pa.BinaryArray, first: int, found: _Found) -> Mapping[str, pa.Array]:
+        """The columns of one chunk: of rows that have a known shape, and of those that are read one by one.
+
+        :param first: its first row's number in the block.
+        """
         shaped = self._shapes.read(chunk)
         left = np.ones(len(chunk), np.bool_)
         for group in shaped:
@@ -227,6 +231,12 @@ class JsonRows:
             if span["min"] is not None and not _FIRST_US <= span["min"] <= span["max"] <= _LAST_US:
                 return True
         return False
+
+
+def _chunks(column: pa.BinaryArray | pa.ChunkedArray) -> Iterator[pa.BinaryArray]:
+    for piece in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
+        for first in range(0, len(piece), ROWS):
+            yield piece.slice(first, ROWS)
 
 
 def _in_order(groups: Sequence[ShapedRows]) -> Mapping[str, pa.Array]:
