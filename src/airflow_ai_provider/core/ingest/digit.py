@@ -24,6 +24,8 @@ REACH = 40
 """Bytes before and behind a text that reading it may load."""
 _U = np.uint64
 _ZEROS, _OVER_9, _HIGH = _U(0x3030303030303030), _U(0x7676767676767676), _U(0x8080808080808080)
+_TEN, _EIGHT, _SIXTEEN, _HALF = _U(10), _U(8), _U(16), _U(32)
+_PAIRS, _HIGH_PAIRS, _LOW_PAIRS = _U(0x000000FF000000FF), _U(0x000F424000000064), _U(0x0000271000000001)
 _ONES, _DOTS = _U(0x0101010101010101), _U(0x2E2E2E2E2E2E2E2E)
 _QUOTE, _MINUS, _DOT, _ZERO, _PLUS, _LETTER_Z = b'"-.0+Z'
 _POWERS = 10 ** np.arange(17, dtype=np.int64)
@@ -272,10 +274,15 @@ def _marked(words: Words, where: np.uint64, marks: np.uint64, digits: np.uint64)
 
 def _combined(digits: Words) -> Words:
     """Eight digits, one a byte, the first lowest, to the number that they are."""
-    pairs = digits * _U(10) + (digits >> _U(8))
-    high = (pairs & _U(0x000000FF000000FF)) * _U(0x000F424000000064)
-    low = ((pairs >> _U(16)) & _U(0x000000FF000000FF)) * _U(0x0000271000000001)
-    number: Words = (high + low) >> _U(32)
+    pairs = digits * _TEN
+    pairs += digits >> _EIGHT
+    number: Words = pairs & _PAIRS
+    number *= _HIGH_PAIRS
+    pairs >>= _SIXTEEN
+    pairs &= _PAIRS
+    pairs *= _LOW_PAIRS
+    number += pairs
+    number >>= _HALF
     return number
 
 

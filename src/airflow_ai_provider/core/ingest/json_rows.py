@@ -234,9 +234,17 @@ class JsonRows:
 
 
 def _chunks(column: pa.BinaryArray | pa.ChunkedArray) -> Iterator[pa.BinaryArray]:
+    """Cut or join the pieces of a column into arrays of so many rows as are read together."""
+    held: list[pa.BinaryArray] = []
     for piece in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
         for first in range(0, len(piece), ROWS):
-            yield piece.slice(first, ROWS)
+            held.append(piece.slice(first, ROWS))
+            if sum(map(len, held)) >= ROWS:
+                whole = pa.concat_arrays(held) if len(held) > 1 else held[0]
+                yield whole.slice(0, ROWS)
+                held = [whole.slice(ROWS)] if len(whole) > ROWS else []
+    if held:
+        yield pa.concat_arrays(held) if len(held) > 1 else held[0]
 
 
 def _in_order(groups: Sequence[ShapedRows]) -> Mapping[str, pa.Array]:

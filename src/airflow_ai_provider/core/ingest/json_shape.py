@@ -33,9 +33,9 @@ from airflow_ai_provider.core.ingest.digit import (
     read_timestamp,
 )
 
-ROWS = 4096
-"""Payloads that are read together: their bytes and numbers stay in the processor's cache."""
-MAX_BYTES = 8 * 1024 * 1024
+ROWS = 8192
+"""Payloads that are read together: so many that each step is worth its call, and few enough for the processor's cache."""
+MAX_BYTES = 16 * 1024 * 1024
 """Bytes of so many payloads; longer ones are read one by one, where their parser is at its best."""
 MAX_SHAPES = 8
 MAX_LITERAL = 1024

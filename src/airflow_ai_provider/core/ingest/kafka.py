@@ -55,7 +55,7 @@ _GONE = {
 _EARLIEST, _LATEST = OffsetSpec.earliest(), OffsetSpec.latest()  # type: ignore[no-untyped-call]
 _NO_TOPIC_ID = "AAAAAAAAAAAAAAAAAAAAAA"
 _COUNT = 4096
-"""Messages per call: as many as JSON reads at once; more would leave the processor's cache before they are columns."""
+"""Messages per call; more would leave the processor's cache before they are columns."""
 _AHEAD = 100_000
 """Offsets left of a topic partition when the next one begins to fetch: more than fetching takes to begin, and few
 enough that the two do not fill both their queues."""
