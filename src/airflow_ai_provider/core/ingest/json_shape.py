@@ -34,7 +34,7 @@ from airflow_ai_provider.core.ingest.digit import (
 )
 
 ROWS = 8192
-"""Payloads that are read together: so many that each step is worth its call, and few enough for the processor's cache."""
+"""Payloads that are read together: enough that each step is worth its call, few enough for the processor's cache."""
 MAX_BYTES = 16 * 1024 * 1024
 """Bytes of so many payloads; longer ones are read one by one, where their parser is at its best."""
 MAX_SHAPES = 8
