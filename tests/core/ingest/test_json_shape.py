@@ -197,6 +197,15 @@ def test_rows_of_one_producer_are_all_decided() -> None:
     same(payloads)
 
 
+@pytest.mark.parametrize("last", ["more", "n"])
+def test_texts_of_any_length_end_at_their_own_quote(last: str) -> None:
+    columns = {"id": "string", last: COLUMNS[last]}
+    rows = [{"id": "x" * size, last: "y" * (300 - size) if last == "more" else 10**17} for size in range(300)]
+    payloads = [compact(row) for row in rows]
+    assert decided(payloads, columns) == list(range(300))
+    same([*payloads, payloads[0][:-3], b'{"id":"' + b"x" * 200, *payloads[::-1]], columns)
+
+
 def test_some_shapes_side_by_side_keep_the_rows_in_order() -> None:
     chance = random.Random(5)
     rows = [plain(i) for i in range(4000)]
