@@ -8,8 +8,9 @@ What fits is decided in :mod:`.json_rows` (payloads) and :mod:`.typed_rows` (col
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -62,41 +63,30 @@ class RowDecoder:
         return {name: str(type_) for name, type_ in (self._types or {}).items()}
 
     def decode(self, table: pa.Table, *, with_payload: bool = True) -> Decoded:
-        """Decode one block.
+        """Decode one block: :meth:`begin`, and all that is left."""
+        return self.begin(table, with_payload=with_payload)()
+
+    def begin(self, table: pa.Table, *, with_payload: bool = True) -> Callable[[], Decoded]:
+        """Read one block's values; blocks come in their order.
 
         :param with_payload: False leaves the payloads of JSON rows out of ``accepted``: to copy them costs more than to
             look up those of the few rows that need theirs.
+        :return: puts the block's rows together; may run on another thread while the next block is read.
         """
         if self._format != "json":
-            return self._decode_columns(table)
+            decoded = self._decode_columns(table)
+            return lambda: decoded
         if FAULT not in table.column_names:
-            return self._decode_json(table, with_payload)
-        spared = table.filter(pc.is_valid(table[FAULT]))
-        decoded = self._decode_json(table.filter(pc.is_null(table[FAULT])).drop_columns([FAULT]), with_payload)
-        rejected = quarantine(spared, "decode", [[text] for text in _texts(spared, FAULT)])
-        return Decoded(decoded.accepted, pa.concat_tables([decoded.rejected, rejected]))
+            return self._begin_json(table, with_payload)
+        fit = table.filter(pc.is_null(table[FAULT])).drop_columns([FAULT])
+        return partial(_with_spared, self._begin_json(fit, with_payload), table)
 
-    def _decode_json(self, table: pa.Table, with_payload: bool) -> Decoded:
+    def _begin_json(self, table: pa.Table, with_payload: bool) -> Callable[[], Decoded]:
         payloads = table[PAYLOAD]
         rows, block = (self._rows, self._rows.decode(payloads)) if self._rows else self._first(payloads)
         if block.kept:
             self._rows = rows
-        kept = table if with_payload else table.drop_columns([PAYLOAD])
-        if block.faults:
-            fits = np.ones(table.num_rows, np.bool_)
-            fits[list(block.faults)] = False
-            kept = kept.filter(flags(fits))
-        accepted = pa.table(
-            {
-                ROW_ID: kept[ROW_ID],
-                **block.columns,
-                **_beside(kept, block.columns),
-                EXTRA: pa.array(block.extras, pa.string()),
-                **{name: kept[name] for name in (*ORIGIN, PAYLOAD) if name in kept.column_names},
-            }
-        )
-        rejected = table.take(pa.array(block.faults, pa.int64()))
-        return Decoded(accepted, quarantine(rejected, "decode", list(block.faults.values())))
+        return partial(_together, table, block, with_payload)
 
     def _first(self, payloads: pa.ChunkedArray) -> tuple[JsonRows, JsonBlock]:
         """Decode the first block, and again when that shows fields that nobody declared."""
@@ -173,6 +163,33 @@ class RowDecoder:
             return hidden
         rows = zip(table.select(unknown).to_pylist(), hidden.to_pylist(), strict=True)
         return pa.array([row_json({**row, **json.loads(more or "{}")}).decode() for row, more in rows], pa.string())
+
+
+def _together(table: pa.Table, block: JsonBlock, with_payload: bool) -> Decoded:
+    """Put the values of JSON rows beside what they came with."""
+    kept = table if with_payload else table.drop_columns([PAYLOAD])
+    if block.faults:
+        fits = np.ones(table.num_rows, np.bool_)
+        fits[list(block.faults)] = False
+        kept = kept.filter(flags(fits))
+    accepted = pa.table(
+        {
+            ROW_ID: kept[ROW_ID],
+            **block.columns,
+            **_beside(kept, block.columns),
+            EXTRA: pa.array(block.extras, pa.string()),
+            **{name: kept[name] for name in (*ORIGIN, PAYLOAD) if name in kept.column_names},
+        }
+    )
+    rejected = table.take(pa.array(block.faults, pa.int64()))
+    return Decoded(accepted, quarantine(rejected, "decode", list(block.faults.values())))
+
+
+def _with_spared(decoded: Callable[[], Decoded], table: pa.Table) -> Decoded:
+    """Put the rows that were at fault before they were decoded into quarantine, beside those of the block itself."""
+    own, spared = decoded(), table.filter(pc.is_valid(table[FAULT]))
+    rejected = quarantine(spared, "decode", [[text] for text in _texts(spared, FAULT)])
+    return Decoded(own.accepted, pa.concat_tables([own.rejected, rejected]))
 
 
 def _beside(table: pa.Table, columns: Mapping[str, pa.Array]) -> dict[str, pa.Array | pa.ChunkedArray]:

@@ -8,7 +8,7 @@ of a batch come to the same columns, those of the batch's first rows.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 import pyarrow as pa
@@ -66,7 +66,8 @@ class Sieve:
         stored: list[Block] = []
         counts, reasons = Counter(read=0, accepted=0, quarantined=0), Counter[str]()
 
-        def put(block: pa.Table, decoded: Decoded) -> None:
+        def put(block: pa.Table, finish: Callable[[], Decoded]) -> None:
+            decoded = finish()
             accepted, rejected = self.validate(block, decoded)
             stored.append(shelf.write(len(stored), accepted, rejected, self._evidence(decoded)))
             counts.update(accepted=accepted.num_rows, quarantined=rejected.num_rows)
@@ -74,9 +75,9 @@ class Sieve:
 
         with Behind() as behind:
             for block in blocks:
-                decoded = self.decode(block)
-                # validating and writing hold no interpreter lock to speak of: they keep up while the next is read
-                behind.do(partial(put, block, decoded))
+                finish = self._begin(block)
+                # what is left to do holds no interpreter lock to speak of: it keeps up while the next is read
+                behind.do(partial(put, block, finish))
                 counts["read"] += block.num_rows
                 report.note(block.num_rows, counts["accepted"], counts["quarantined"])
             behind.wait()
@@ -90,11 +91,10 @@ class Sieve:
             dict(sorted(self.warnings.items())),
         )
 
-    def decode(self, block: pa.Table) -> Decoded:
-        """Decode one block; blocks are decoded in their order."""
+    def _begin(self, block: pa.Table) -> Callable[[], Decoded]:
         with paused_gc():
             # a batch rule may still send accepted rows to quarantine, with their bytes
-            return self._decoder.decode(block, with_payload=self._rejects)
+            return self._decoder.begin(block, with_payload=self._rejects)
 
     def validate(self, block: pa.Table, decoded: Decoded) -> tuple[pa.Table, pa.Table]:
         """Validate a decoded block; may run on another thread than :meth:`decode`, while that is at the next block.
