@@ -106,6 +106,40 @@ def test_who_comes_second_keeps_what_the_first_placed(warm: tuple[Pin, Path]) ->
     assert [path.name for path in cache_dir.iterdir()] == [folder.name]
 
 
+def test_who_comes_second_fills_the_place_when_the_first_is_removed_at_once(
+    warm: tuple[Pin, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pin, cache_dir = warm
+    folder, rename = cache.folder_of(pin.digest, cache_dir), os.rename
+
+    def rename_late(source: Path, target: Path) -> None:
+        monkeypatch.undo()
+        try:
+            rename(source, target)
+        finally:
+            cache.evict(cache_dir, 0)
+
+    with cache.aside(cache_dir) as fresh:
+        shutil.copytree(models.cancer_onnx()[1], fresh, dirs_exist_ok=True)
+        monkeypatch.setattr(os, "rename", rename_late)
+        cache.place(fresh, folder, pin.files)
+    assert cache.hash_files(folder) == pin.files
+
+
+def test_files_that_are_removed_while_they_are_read_are_none(
+    warm: tuple[Pin, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pin, cache_dir = warm
+    folder, opened = cache.folder_of(pin.digest, cache_dir), Path.open
+
+    def open_late(path: Path, *how: str) -> object:
+        shutil.rmtree(folder, ignore_errors=True)
+        return opened(path, *how)
+
+    monkeypatch.setattr(Path, "open", open_late)
+    assert cache.hash_files(folder) == {}
+
+
 def test_a_wrong_folder_in_the_place_is_replaced(warm: tuple[Pin, Path]) -> None:
     pin, cache_dir = warm
     folder = cache.folder_of(pin.digest, cache_dir)

@@ -13,6 +13,7 @@ Layout: ``<cache_dir>/<digest's hex digits>/<the artifact files as MLflow lists 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import logging
@@ -118,9 +119,13 @@ def folder_of(digest: str, cache_dir: str | Path) -> Path:
 
 
 def hash_files(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file under a folder, by its path relative to it, sorted."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): _sha256(path) for path in paths}
+    """Return the SHA-256 of every file under a folder, by its path relative to it, sorted; none of one that is removed
+    meanwhile."""
+    try:
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        return {path.relative_to(folder).as_posix(): _sha256(path) for path in paths}
+    except FileNotFoundError:
+        return {}
 
 
 def differences(folder: Path, files: Mapping[str, str]) -> list[str]:
@@ -158,9 +163,10 @@ def place(fresh: Path, folder: Path, files: Mapping[str, str]) -> None:
             # Renaming onto a folder that is not empty fails: two processes cannot mix their files.
             os.rename(fresh, folder)
             return
-        except OSError:
-            if not folder.is_dir():
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
+        # by now it may have been removed again: then this one is in nobody's way
         if not differences(folder, files):
             return
         with aside(folder.parent) as dropped, contextlib.suppress(FileNotFoundError):
