@@ -40,11 +40,15 @@ transaction.state.log.replication.factor=1
 transaction.state.log.min.isr=1
 transaction.state.log.num.partitions=1
 group.initial.rebalance.delay.ms=0
+log.retention.ms=-1
 """
 
 
 class KafkaBroker(Server):
     """Start a broker on free ports; close() ends it and removes its data.
+
+    It keeps what it has: by itself a broker looks every five minutes for messages of more than a week ago, and those of
+    a test's own calendar are that.
 
     :param first: the broker of the cluster that this one joins; None: it is a cluster of its own, and its controller.
     """

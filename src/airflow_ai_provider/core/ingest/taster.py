@@ -131,6 +131,7 @@ def decode_encoded(open_decoder: Callable[[], Any], payloads: pa.Array) -> Any:
 
 
 if __name__ == "__main__":
-    with os.fdopen(os.dup(1), "wb") as answer_pipe:
+    # a broken pipe: the task that asked was killed, and wants no answer
+    with suppress(BrokenPipeError), os.fdopen(os.dup(1), "wb") as answer_pipe:
         os.dup2(2, 1)  # what a parser prints goes to the log
         serve(sys.stdin.buffer, answer_pipe)
