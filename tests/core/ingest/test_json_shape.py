@@ -89,8 +89,7 @@ def same(payloads: Sequence[bytes | None], columns: dict[str, str] | None = None
     for _ in range(2):  # the second time, the shapes are known
         fast, slow = rows.decode(payloads), rows.decode_slowly(payloads)
         assert fast.faults == slow.faults
-        assert list(fast.kept) == list(slow.kept)
-        assert list(fast.extras) == list(slow.extras)
+        assert fast.extras == slow.extras
         for name, values in slow.columns.items():
             assert _bits(fast.columns[name]) == _bits(values), name
             fast.columns[name].validate(full=True)
@@ -260,7 +259,7 @@ def test_a_row_that_leads_astray_may_be_the_first_or_the_last_or_alone(odd: byte
         reader = JsonRows(COLUMNS)
         reader.decode(rows)  # the shape is known
         fast, slow = reader.decode(payloads), reader.decode_slowly(payloads)
-        assert (fast.faults, list(fast.kept)) == (slow.faults, list(slow.kept))
+        assert fast.faults == slow.faults
         assert all(fast.columns[name].equals(slow.columns[name]) for name in COLUMNS)
 
 
@@ -269,4 +268,4 @@ def test_a_slice_of_a_block_is_read_where_it_lies() -> None:
     whole = pa.array([b"xx", None, *payloads, b'"'], pa.binary())
     rows = JsonRows(COLUMNS).decode(whole.slice(2, 40))
     assert rows.columns["id"].to_pylist() == [f"row {i}" for i in range(40)]
-    assert JsonRows(COLUMNS).decode(whole).kept == list(range(2, 42))
+    assert JsonRows(COLUMNS).decode(whole).faults.keys() == {0, 1, 42}

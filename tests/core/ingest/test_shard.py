@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pyarrow as pa
@@ -14,7 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_ai_provider.core.batch import ACCEPTED, QUARANTINE, BatchRef, Slice, Span
+from airflow_ai_provider.core.ingest import flow
 from airflow_ai_provider.core.ingest import shard as cutting
+from airflow_ai_provider.core.ingest.block import cut
 from airflow_ai_provider.core.ingest.contract import AcceptAll, Validator
 from airflow_ai_provider.core.ingest.files import FileReader
 from airflow_ai_provider.core.ingest.flow import Ingest, IngestRun, ingest, plan_shards
@@ -129,6 +135,57 @@ def test_all_shards_come_to_the_columns_of_the_batchs_first_rows(tmp_path: Path)
         worlds.append((store.manifest(ref).facts, rows_of(store, ref, ACCEPTED), rows_of(store, ref, QUARANTINE)))
     assert worlds[0] == worlds[1]
     assert worlds[0][0]["columns"].keys() == {"a", "b", "c"}
+
+
+def test_the_first_shard_learns_the_columns_from_what_it_reads_anyway(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow, "ROWS", 5)
+    monkeypatch.setattr(flow, "cut", partial(cut, row_count=5))
+    rows: list[bytes | None] = [b"{broken", *(payload(a=n, b=n % 2 == 0) for n in range(19)), payload(a=1.5, c=True)]
+    topic, store = MemorySource({0: rows}, chunk=5), Store(str(tmp_path / "cut"))
+    ref = cut_ingest(topic, AcceptAll(), store, MemoryLedger(), shards=2)
+    assert topic.rows_read == len(rows), "no row was read twice"
+    alone = Store(str(tmp_path / "alone"))
+    whole = ingest(MemorySource({0: rows}, chunk=5), AcceptAll(), alone, MemoryLedger(), RUN)
+    assert store.manifest(ref).facts == alone.manifest(whole).facts
+    for table in (ACCEPTED, QUARANTINE):
+        assert rows_of(store, ref, table) == rows_of(alone, whole, table)
+
+
+class StandingSource(MemorySource):
+    """Gives the batch's first rows, to the first who asks for them, only when it is told to."""
+
+    def __init__(self, payloads: Mapping[int, Sequence[bytes | None]]) -> None:
+        super().__init__(payloads, chunk=5)
+        self.go, self.asked = Event(), Event()
+
+    def read(self, span: Span) -> Iterator[pa.Table]:
+        if span.slices[0].first == 0 and not self.asked.is_set():
+            self.asked.set()
+            assert self.go.wait(30)
+        yield from super().read(span)
+
+
+@pytest.mark.parametrize("in_time", [True, False])
+def test_a_shard_waits_a_moment_for_the_columns_that_the_first_one_is_finding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_time: bool
+) -> None:
+    monkeypatch.setattr(flow, "ROWS", 5)
+    monkeypatch.setattr(flow, "cut", partial(cut, row_count=5))
+    topic, ledger = StandingSource({0: [payload(a=n) for n in range(20)]}), MemoryLedger()
+    refs = plan_shards(topic, ledger, RUN, 2)
+    work = Ingest(topic, AcceptAll(), Store(str(tmp_path)), ledger, RUN)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(work.shard, refs[0])
+        assert topic.asked.wait(30)
+        second = threads.submit(work.shard, refs[1])
+        if not in_time:
+            second.result(30)
+        topic.go.set()
+        done = [first.result(30), second.result(30)]
+    assert (topic.rows_read == 20) is in_time, "it looked for them itself only when it had waited"
+    assert work.land(done).counts == {"read": 20, "accepted": 20, "quarantined": 0}
 
 
 def test_typed_files_are_cut_too(tmp_path: Path) -> None:

@@ -23,6 +23,9 @@ from airflow_ai_provider.core.ingest.json_rows import ARROW, JsonBlock, JsonRows
 from airflow_ai_provider.core.ingest.typed_rows import cast_text, cast_typed, infer_text, row_json
 from airflow_ai_provider.errors import SpecError
 
+_KIND = b"kind"
+"""Under this a column's type by its name stands beside its Arrow type: ``json`` and ``string`` are the same there."""
+
 
 @dataclass(frozen=True)
 class Decoded:
@@ -62,6 +65,20 @@ class RowDecoder:
             return dict(self._rows.columns)
         return {name: str(type_) for name, type_ in (self._types or {}).items()}
 
+    @property
+    def head(self) -> pa.Schema | None:
+        """The batch's columns once rows have fixed them, for :meth:`fix`."""
+        if self._rows is not None:
+            return pa.schema([pa.field(n, ARROW[k], metadata={_KIND: k}) for n, k in self._rows.columns.items()])
+        return pa.schema(self._types) if self._types is not None else None
+
+    def fix(self, head: pa.Schema) -> None:
+        """Take over the columns that another decoder of the same batch has found."""
+        if self._format == "json":
+            self._rows = JsonRows({field.name: field.metadata[_KIND].decode() for field in head})
+        else:
+            self._types = dict(zip(head.names, head.types, strict=True))
+
     def decode(self, table: pa.Table, *, with_payload: bool = True) -> Decoded:
         """Decode one block: :meth:`begin`, and all that is left."""
         return self.begin(table, with_payload=with_payload)()
@@ -84,7 +101,7 @@ class RowDecoder:
     def _begin_json(self, table: pa.Table, with_payload: bool) -> Callable[[], Decoded]:
         payloads = table[PAYLOAD]
         rows, block = (self._rows, self._rows.decode(payloads)) if self._rows else self._first(payloads)
-        if block.kept:
+        if len(block.extras):
             self._rows = rows
         return partial(_together, table, block, with_payload)
 
@@ -94,7 +111,7 @@ class RowDecoder:
         if "" not in self._schema.values():
             rows = JsonRows(declared)
             block = rows.decode(payloads)
-            if not any(block.extras):
+            if block.extras.null_count == len(block.extras):
                 return rows, block
         named = {name: kind for name, kind in self._schema.items() if kind}
         found = infer(payloads.to_pylist(), named)
@@ -177,7 +194,7 @@ def _together(table: pa.Table, block: JsonBlock, with_payload: bool) -> Decoded:
             ROW_ID: kept[ROW_ID],
             **block.columns,
             **_beside(kept, block.columns),
-            EXTRA: pa.array(block.extras, pa.string()),
+            EXTRA: block.extras,
             **{name: kept[name] for name in (*ORIGIN, PAYLOAD) if name in kept.column_names},
         }
     )

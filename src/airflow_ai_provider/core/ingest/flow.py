@@ -19,22 +19,26 @@ same rows under the same columns; a kill between any two instructions loses noth
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from itertools import islice
 from typing import Any
 
+import pyarrow as pa
+
 from airflow_ai_provider.core.batch import BatchRef, Span, digest_of
-from airflow_ai_provider.core.ingest.block import cut
-from airflow_ai_provider.core.ingest.contain import Read, contained
+from airflow_ai_provider.core.ingest.block import ROWS, cut
+from airflow_ai_provider.core.ingest.contain import MARKER, contained
 from airflow_ai_provider.core.ingest.contract import Remembers, Source, Validator
 from airflow_ai_provider.core.ingest.landing import Landing, Shelved
 from airflow_ai_provider.core.ingest.limit import Limit, plan_within
 from airflow_ai_provider.core.ingest.progress import Progress
 from airflow_ai_provider.core.ingest.shard import WHOLE, Shard, ShardRef, cut_span, shard_count, size_of
-from airflow_ai_provider.core.ingest.shelf import FOLDER, KIND, Shelf, pack, superseded, unpack
+from airflow_ai_provider.core.ingest.shelf import FOLDER, KIND, Shelf, superseded
 from airflow_ai_provider.core.ingest.sieve import Sieve
 from airflow_ai_provider.core.ledger import Claim, Ledger
 from airflow_ai_provider.core.store import Store
@@ -43,6 +47,7 @@ from airflow_ai_provider.errors import AiProviderError, CorruptBatchError, SpanC
 log = logging.getLogger(__name__)
 Say = Callable[[str], None]
 _HEAD_BLOCKS = 10
+_HEAD_TRIES, _HEAD_PAUSE_S = 20, 0.05
 
 
 @dataclass(frozen=True)
@@ -176,9 +181,10 @@ class Ingest:
         sieve = Sieve(self.validator, self.source.format, getattr(self.source, "columns", None))
         span = cut_span(claim.span, ref.shard.of)[ref.shard.number]
         with contained(self.source, self.validator.schema, self.store, shelf.folder) as read:
+            blocks = cut(read(span))
             if ref.count > 1:
-                self._learn(sieve, ref, claim, read)
-            done = sieve.sift(cut(read(span)), shelf, Progress(_size(span), self.progress))
+                blocks = self._under_one_head(blocks, sieve, ref, partial(read, claim.span))
+            done = sieve.sift(blocks, shelf, Progress(_size(span), self.progress))
         # some sources have facts: schemas of a registry, what a replay replays
         done = replace(done, facts=getattr(self.source, "facts", {}))
         return replace(ref, mark=shelf.mark(done), counts=done.counts)
@@ -264,20 +270,45 @@ class Ingest:
         made_from = {**rows, "suite": self.validator.digest}
         return Shelf(self.store, self.run.pipeline, ref.batch_id, ref.shard, made_from)
 
-    def _learn(self, sieve: Sieve, ref: ShardRef, claim: Claim, read: Read) -> None:
-        """Fix the columns by the first rows of the batch, whichever shard this is; the first to come stores them."""
-        suite = self.validator.digest[-12:]  # under other rules other rows may be the first that fit
-        path = f"{self.run.pipeline}/{KIND}/{ref.batch_id}/{FOLDER}/head-{suite}"
-        data = self.store.read_bytes(path)
-        if data is not None:
-            sieve.learn(unpack(data))
+    def _under_one_head(
+        self, blocks: Iterator[pa.Table], sieve: Sieve, ref: ShardRef, read_batch: Callable[[], Iterator[pa.Table]]
+    ) -> Iterator[pa.Table]:
+        """Fix the columns by the first rows of the batch, whichever shard this is, once its own first block is there.
+
+        The first shard to find them stores them. That is the first one of all where it can be, for it alone has to
+        read nothing for it; so the others give it the time that they would need to find them themselves.
+        """
+        first = next(blocks, None)
+        if first is None:
             return
-        with closing(read(claim.span)) as tables:  # type: ignore[type-var]  # all sources give generators
-            for block in islice(cut(tables), _HEAD_BLOCKS):
-                head = sieve.learn(block)
-                if head is not None:
-                    self.store.write_bytes(path, pack(head))
-                    return
+        suite = self.validator.digest[-12:]  # under other rules other rows may be the first that fit
+        path = f"{self.run.pipeline}/{KIND}/{ref.batch_id}/{FOLDER}/columns-{suite}"
+        data = self._await(path, ref)
+        if data is not None:
+            sieve.recall(pa.ipc.read_schema(pa.py_buffer(data)))
+        else:
+            # a full block of the first shard is the first block of the batch
+            head = sieve.learn(first) if ref.shard.number == 0 and first.num_rows == ROWS else None
+            head = head or _learn(sieve, read_batch())
+            if head is not None:
+                self.store.write_bytes(path, head.serialize().to_pybytes())
+        yield first
+        yield from blocks
+
+    def _await(self, path: str, ref: ShardRef) -> bytes | None:
+        """Read a file that the first shard of all may be about to write."""
+        marker = f"{self._shelf(replace(ref, shard=replace(ref.shard, number=0))).folder}/{MARKER}"
+        for _ in range(_HEAD_TRIES):
+            data = self.store.read_bytes(path)
+            if data is not None or ref.shard.number == 0 or self.store.read_bytes(marker) is None:
+                return data
+            time.sleep(_HEAD_PAUSE_S)
+        return None
+
+
+def _learn(sieve: Sieve, tables: Iterator[pa.Table]) -> pa.Schema | None:
+    with closing(tables):  # type: ignore[type-var]  # all sources give generators
+        return next(filter(None, map(sieve.learn, islice(cut(tables), _HEAD_BLOCKS))), None)
 
 
 def _plan(source: Source, ledger: Ledger, run: IngestRun) -> Span:

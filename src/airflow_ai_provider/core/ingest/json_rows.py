@@ -23,7 +23,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import compress, pairwise
+from itertools import pairwise
 from operator import attrgetter
 from typing import Annotated, Any
 
@@ -68,15 +68,13 @@ _MISFIT = (msgspec.MsgspecError, ValueError, TypeError, RecursionError, Overflow
 class JsonBlock:
     """What one block of payloads gave.
 
-    :param kept: positions of the payloads that are rows, in order.
-    :param columns: column → values, one per kept position.
-    :param extras: fields that are no column, as JSON text, per kept position.
+    :param columns: column → values, one for each payload that is a row, in order.
+    :param extras: fields that are no column, as JSON text, for each such payload.
     :param faults: position → why that payload is not a row.
     """
 
-    kept: list[int]
     columns: dict[str, pa.Array]
-    extras: list[str | None]
+    extras: pa.StringArray
     faults: dict[int, list[str]]
 
 
@@ -89,12 +87,12 @@ class _Found:
         self.extras: dict[int, str] = {}
 
     def block(self, columns: dict[str, pa.Array]) -> JsonBlock:
-        fits = bytearray(b"\1") * self._count
-        for at in self.faults:
-            fits[at] = 0
-        kept = list(compress(range(self._count), fits))
-        extras: list[str | None] = [self.extras.get(i) for i in kept] if self.extras else [None] * len(kept)
-        return JsonBlock(kept, columns, extras, self.faults)
+        if self.extras:
+            kept = (i for i in range(self._count) if i not in self.faults)
+            extras = pa.array(list(map(self.extras.get, kept)), pa.string())
+        else:
+            extras = pa.nulls(self._count - len(self.faults), pa.string())
+        return JsonBlock(columns, extras, self.faults)
 
 
 class JsonRows:
@@ -185,16 +183,15 @@ class JsonRows:
 
     def decode_slowly(self, payloads: Sequence[bytes | None]) -> JsonBlock:
         """Decode every payload field by field: what :meth:`decode` must equal."""
-        kept, rows, extras, faults = [], [], [], {}
+        rows, extras, faults = [], [], {}
         for position, payload in enumerate(payloads):
             row, extra, reasons = self._slow(payload)
             if reasons:
                 faults[position] = reasons
             else:
-                kept.append(position)
                 rows.append(row)
                 extras.append(extra)
-        return JsonBlock(kept, self._arrays(rows), extras, faults)
+        return JsonBlock(self._arrays(rows), pa.array(extras, pa.string()), faults)
 
     def _slow(self, payload: bytes | None) -> tuple[Any, str | None, list[str]]:
         fields, fault = read_fields(payload)

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from airflow_ai_provider.core.batch import ROW_ID
 from airflow_ai_provider.core.ingest.behind import Behind
 from airflow_ai_provider.core.ingest.block import paused_gc
-from airflow_ai_provider.core.ingest.contract import FAULT, PAYLOAD, REASONS, Validator, merge_texts
+from airflow_ai_provider.core.ingest.contract import PAYLOAD, REASONS, Validator, merge_texts
 from airflow_ai_provider.core.ingest.decode import Decoded, RowDecoder, quarantine
 from airflow_ai_provider.core.ingest.landing import count_reasons
 from airflow_ai_provider.core.ingest.progress import Progress
@@ -47,16 +47,17 @@ class Sieve:
         """The batch's columns and their types, as far as rows have shown them."""
         return self._decoder.columns
 
-    def learn(self, block: pa.Table) -> pa.Table | None:
-        """Fix the columns by the batch's first rows, before those of the shard.
+    def learn(self, block: pa.Table) -> pa.Schema | None:
+        """Fix the columns by the batch's first rows.
 
-        :return: as many of the rows as are needed to come to the same columns again; None when none of them fits.
+        :return: the columns, for the other shards' :meth:`recall`; None when no row fits.
         """
-        self._decoder.decode(block)
-        if not self.columns or self._format != "columns":  # typed columns show their types in one row
-            return block if self.columns else None
-        read = block.filter(pc.is_null(block[FAULT])) if FAULT in block.column_names else block
-        return read.slice(0, 1)
+        self._decoder.begin(block, with_payload=False)
+        return self._decoder.head
+
+    def recall(self, head: pa.Schema) -> None:
+        """Take over the columns that another shard has learned."""
+        self._decoder.fix(head)
 
     def sift(self, blocks: Iterable[pa.Table], shelf: Shelf, report: Progress) -> Done:
         """Decode, validate and store the blocks of a shard.
