@@ -31,6 +31,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 BUILD = ROOT / "build" / "bench"
@@ -214,9 +216,7 @@ def _do(what: str, case: Case, contender: str, place: Place, state: dict[str, An
         (case.make if what == "make" else case.check)(place)
         return 0.0, 0.0
     if what == "peak":
-        return max(
-            resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-        ) / 1024, 0
+        return _peak_mb(), 0
     if what == "warm":
         state["run"] = case.contenders[contender](place)
     cpu, started = _cpu(), time.perf_counter()
@@ -226,8 +226,21 @@ def _do(what: str, case: Case, contender: str, place: Place, state: dict[str, An
 
 
 def _cpu() -> float:
+    """Processor seconds of this process and of all below it, those that have ended too."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in used)
+    below = [time for process in _below() for time in process.cpu_times()[:4]]  # and those that it waited for
+    return sum(each.ru_utime + each.ru_stime for each in used) + sum(below)
+
+
+def _peak_mb() -> float:
+    """What the largest of this process and of all below it held at most."""
+    ended = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    status = [Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8") for process in _below()]
+    return max(*ended, *(int(text.partition("VmHWM:")[2].split()[0]) for text in status)) / 1024
+
+
+def _below() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
 
 
 # --- recording ---

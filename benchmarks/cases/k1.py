@@ -1,7 +1,8 @@
 """K1: JSON messages (12 fields, 0.1 % malformed, 1 % invalid, 10 expectations) from a real broker to Parquet.
 
 The limit consumes the same messages and throws them away. Ours is the whole verb ingest: claim in a durable ledger,
-read to the proven end, decode, validate, part the rows with all reasons, row ids and digests, manifest. Airflow's own
+read to the proven end, decode, validate, part the rows with all reasons, row ids and digests, manifest; as one task,
+and in as many shards as there are cores, each in a process of its own as mapped tasks are. Airflow's own
 operator, its connection patched and its settings tuned, parses each message and writes one Parquet file per call of
 its function; it neither validates nor keeps what it cannot parse.
 """
@@ -9,19 +10,29 @@ its function; it neither validates nor keeps what it cannot parse.
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import time
 import uuid
-from typing import Any
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from confluent_kafka import Message, Producer
 
 from benchmarks import kafka, readings, servers
 from benchmarks.harness import Case, Place, Run
 
-TOPIC, PARTITIONS = "readings", 4
+if TYPE_CHECKING:
+    from airflow_ai_provider.core.batch import BatchRef
+    from airflow_ai_provider.core.ingest.flow import Ingest
+    from airflow_ai_provider.core.ingest.validate import GxValidator
+
+TOPIC, PARTITIONS, SHARDS = "readings", 4, 2
 
 
 def make(place: Place) -> None:
@@ -58,29 +69,82 @@ def open_limit(place: Place) -> Run:
 
 
 def open_ours(place: Place) -> Run:
-    """Ingest one span into a fresh store and ledger."""
-    from airflow_ai_provider.core.ingest.flow import IngestRun, ingest
-    from airflow_ai_provider.core.ingest.kafka import KafkaReader
+    """Ingest one span into a fresh store and ledger, as one task does."""
+    from airflow_ai_provider.core.ingest.flow import ingest
+
+    _validator()
+
+    def run() -> float:
+        home = _fresh(place, "ours")
+        started = time.perf_counter()
+        work = _work(home)
+        ref = ingest(work.source, work.validator, work.store, work.ledger, work.run)
+        return _done(home, started, ref)
+
+    return run
+
+
+def open_sharded(place: Place) -> Run:
+    """The same in shards: mapped tasks are processes of their own, and so are these, from planning to landing."""
+    from airflow_ai_provider.core.ingest.flow import plan_shards
+    from airflow_ai_provider.core.ingest.shard import ShardRef
+
+    # spawned, so that a worker has nothing of this process; what it imports is loaded before the clock starts, as
+    # for all contenders
+    pool = get_context("spawn").Pool(SHARDS, _validator)
+    _validator()
+
+    def run() -> float:
+        home = _fresh(place, "sharded")
+        started = time.perf_counter()
+        work = _work(home)
+        refs = plan_shards(work.source, work.ledger, work.run, SHARDS)
+        done = pool.map(_shard, [(home, ref.to_dict()) for ref in refs], chunksize=1)
+        return _done(home, started, work.land([ShardRef.from_dict(ref) for ref in done]))
+
+    return run
+
+
+@cache
+def _validator() -> GxValidator:
     from airflow_ai_provider.core.ingest.validate import GxValidator
+
+    return GxValidator(readings.SUITE)
+
+
+def _shard(task: tuple[Path, dict[str, Any]]) -> dict[str, Any]:
+    from airflow_ai_provider.core.ingest.shard import ShardRef
+
+    work = _work(task[0])
+    try:
+        return work.shard(ShardRef.from_dict(task[1])).to_dict()
+    finally:
+        work.source.close()
+
+
+def _work(home: Path) -> Ingest:
+    from airflow_ai_provider.core.ingest.flow import Ingest, IngestRun
+    from airflow_ai_provider.core.ingest.kafka import KafkaReader
     from airflow_ai_provider.core.ledger_sql import open_ledger
     from airflow_ai_provider.core.store import Store
 
-    bootstrap = servers.addresses(place.folder)["kafka"]
-    validator = GxValidator(readings.SUITE)
-    home = place.folder / "ours"
+    bootstrap = servers.addresses(home.parent)["kafka"]
+    source = KafkaReader({"bootstrap.servers": bootstrap}, TOPIC, key="reading_id")
+    ledger = open_ledger(f"sqlite:///{home}/ledger.db")
+    return Ingest(source, _validator(), Store(f"file://{home}/store"), ledger, IngestRun("bench", "run", "run/ingest"))
 
-    def run() -> float:
-        shutil.rmtree(home, ignore_errors=True)
-        home.mkdir()
-        ledger = open_ledger(f"sqlite:///{home}/ledger.db")
-        started = time.perf_counter()
-        source = KafkaReader({"bootstrap.servers": bootstrap}, TOPIC, key="reading_id")
-        ref = ingest(source, validator, Store(f"file://{home}/store"), ledger, IngestRun("bench", "run", "run/ingest"))
-        spent = time.perf_counter() - started
-        (home / "ref.json").write_text(json.dumps(ref.to_dict()), encoding="utf-8")
-        return spent
 
-    return run
+def _fresh(place: Place, name: str) -> Path:
+    home = place.folder / name
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir()
+    return home
+
+
+def _done(home: Path, started: float, ref: BatchRef) -> float:
+    spent = time.perf_counter() - started
+    (home / "ref.json").write_text(json.dumps(ref.to_dict()), encoding="utf-8")
+    return spent
 
 
 def open_operator(place: Place) -> Run:
@@ -127,15 +191,22 @@ def open_operator(place: Place) -> Run:
 
 def check(place: Place) -> None:
     """Ours accounts for each message, with its bytes or its values; the operator has what can be parsed."""
-    import random
+    for home in ("ours", "sharded"):
+        _check_ours(place, home)
+    theirs = pa.concat_tables(
+        [pq.read_table(p) for p in (place.folder / "operator").iterdir()], promote_options="default"
+    )
+    parsed = pa.array([i for i in range(place.size) if not readings.is_broken(i)], pa.int64())
+    assert theirs["sequence"].combine_chunks().sort().equals(parsed)
+    assert pc.sum(theirs["_offset"]).as_py() == sum(i // PARTITIONS for i in parsed.to_pylist())
 
-    import pyarrow.compute as pc
 
+def _check_ours(place: Place, home: str) -> None:
     from airflow_ai_provider.core.batch import BatchRef
     from airflow_ai_provider.core.store import Store
 
-    store = Store(f"file://{place.folder}/ours/store")
-    ref = BatchRef.from_dict(json.loads((place.folder / "ours" / "ref.json").read_text(encoding="utf-8")))
+    store = Store(f"file://{place.folder}/{home}/store")
+    ref = BatchRef.from_dict(json.loads((place.folder / home / "ref.json").read_text(encoding="utf-8")))
     bad = {i for i in range(place.size) if readings.is_broken(i) or readings.is_invalid(i)}
     assert ref.counts == {"read": place.size, "accepted": place.size - len(bad), "quarantined": len(bad)}, ref.counts
     ours = pa.concat_tables(store.read(ref, "accepted")).sort_by("sequence")
@@ -155,12 +226,6 @@ def check(place: Place) -> None:
             assert (i in bad, row["_payload"]) == (True, messages[i])
             assert row["_stage"] == ("decode" if readings.is_broken(i) else "validate")
             assert len(row["_reasons"]) == (2 if i // readings.INVALID % 5 in (1, 4) and readings.is_invalid(i) else 1)
-    theirs = pa.concat_tables(
-        [pq.read_table(p) for p in (place.folder / "operator").iterdir()], promote_options="default"
-    )
-    parsed = pa.array([i for i in range(place.size) if not readings.is_broken(i)], pa.int64())
-    assert theirs["sequence"].combine_chunks().sort().equals(parsed)
-    assert pc.sum(theirs["_offset"]).as_py() == sum(i // PARTITIONS for i in parsed.to_pylist())
 
 
 CASE = Case(
@@ -171,7 +236,12 @@ CASE = Case(
     goal="≥ 0.30 of the limit, ≥ 5 times Airflow's operator",
     make=make,
     check=check,
-    contenders={"limit": open_limit, "ours": open_ours, "ConsumeFromTopicOperator": open_operator},
+    contenders={
+        "limit": open_limit,
+        "ours": open_ours,
+        "ours, two shards": open_sharded,
+        "ConsumeFromTopicOperator": open_operator,
+    },
     packages=(
         "confluent-kafka",
         "pyarrow",
