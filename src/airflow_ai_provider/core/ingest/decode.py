@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from airflow_ai_provider.core.batch import ROW_ID
-from airflow_ai_provider.core.ingest.column import flags
+from airflow_ai_provider.core.ingest.column import flags, mask_of, positions
 from airflow_ai_provider.core.ingest.contract import EXTRA, FAULT, ORIGIN, PAYLOAD, REASONS, STAGE
 from airflow_ai_provider.core.ingest.json_rows import ARROW, JsonBlock, JsonRows, infer, is_column
 from airflow_ai_provider.core.ingest.typed_rows import cast_text, cast_typed, infer_text, row_json
@@ -86,13 +86,13 @@ class RowDecoder:
     def begin(self, table: pa.Table, *, with_payload: bool = True) -> Callable[[], Decoded]:
         """Read one block's values; blocks come in their order.
 
-        :param with_payload: False leaves the payloads of JSON rows out of ``accepted``: to copy them costs more than to
-            look up those of the few rows that need theirs.
-        :return: puts the block's rows together; may run on another thread while the next block is read.
+        :param with_payload: False leaves the payloads out of ``accepted``: to copy them costs more than to look up
+            those of the few rows that need theirs.
+        :return: puts the block's rows together; may run on another thread while the next block is read, those of all
+            blocks in their order.
         """
         if self._format != "json":
-            decoded = self._decode_columns(table)
-            return lambda: decoded
+            return partial(self._decode_columns, table, with_payload)
         if FAULT not in table.column_names:
             return self._begin_json(table, with_payload)
         fit = table.filter(pc.is_null(table[FAULT])).drop_columns([FAULT])
@@ -118,24 +118,27 @@ class RowDecoder:
         rows = JsonRows({**declared, **found} if self._schema else found)
         return rows, rows.decode(payloads)
 
-    def _decode_columns(self, table: pa.Table) -> Decoded:
+    def _decode_columns(self, table: pa.Table, with_payload: bool) -> Decoded:
+        read = table if with_payload or PAYLOAD not in table.column_names else table.drop_columns([PAYLOAD])
+        at = np.arange(table.num_rows)
+        unread = table.slice(0, 0)
         if FAULT in table.column_names:
-            read = table.filter(pc.is_null(table[FAULT]))
+            is_read = pc.is_null(table[FAULT])
+            read, at = read.filter(is_read), np.flatnonzero(mask_of(is_read))
             # a row that was not read has no values: without a payload it is a tombstone, not an object of nulls
             own = [n for n in table.column_names if not is_column(n) or n == "bytes"]
-            unread = table.select(own).filter(pc.is_valid(table[FAULT]))
-        else:
-            read, unread = table, table.slice(0, 0)
+            unread = table.select(own).filter(pc.invert(is_read))
         if read.num_rows and self._types is None:
             self._types = self._find_types(read)
         columns, faults = self._conform(read)
         bad = sorted(faults)
         rejected = [quarantine(unread, "decode", [[text] for text in _texts(unread, FAULT)])]
-        rejected.append(quarantine(read.take(pa.array(bad, pa.int64())), "decode", [faults[i] for i in bad]))
+        rejected.append(quarantine(table.take(positions(at[bad])), "decode", [faults[i] for i in bad]))
         accepted = pa.table(columns)
         if bad:
-            good = [i for i in range(read.num_rows) if i not in faults]
-            accepted = accepted.take(pa.array(good, pa.int64()))
+            fits = np.ones(read.num_rows, np.bool_)
+            fits[bad] = False
+            accepted = accepted.filter(flags(fits))
         return Decoded(accepted, pa.concat_tables([r for r in rejected if r.num_rows] or rejected[:1]))
 
     def _find_types(self, table: pa.Table) -> dict[str, pa.DataType]:

@@ -25,6 +25,8 @@ _FAST: dict[str, Any] = {
     "max.partition.fetch.bytes": 4_194_304,
     "fetch.max.bytes": 52_428_800,
 }
+# a client asks for its first connection only when half of this has passed (default 100)
+_SOON: dict[str, Any] = {"reconnect.backoff.ms": 20}
 _SAFE: dict[str, Any] = {
     "auto.offset.reset": "error",  # every other setting jumps over deleted records without a word
     "enable.auto.commit": False,
@@ -37,13 +39,13 @@ _SAFE: dict[str, Any] = {
 
 def consumer_config(config: Mapping[str, Any], group: str) -> dict[str, Any]:
     """Return a consumer's settings for a connection's."""
-    return {**_FAST, **config, **_SAFE, "group.id": group}
+    return {**_FAST, **_SOON, **config, **_SAFE, "group.id": group}
 
 
 def admin_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return an admin client's settings: a connection's without those that only a consumer has."""
     consumer_only = {*_FAST, *_SAFE, "group.id", "group.instance.id", "session.timeout.ms"}
-    return {name: value for name, value in config.items() if name not in consumer_only}
+    return {**_SOON, **{name: value for name, value in config.items() if name not in consumer_only}}
 
 
 class Told:

@@ -52,7 +52,7 @@ class Sieve:
 
         :return: the columns, for the other shards' :meth:`recall`; None when no row fits.
         """
-        self._decoder.begin(block, with_payload=False)
+        self._decoder.decode(block, with_payload=False)
         return self._decoder.head
 
     def recall(self, head: pa.Schema) -> None:
