@@ -1,10 +1,9 @@
 """K1: JSON messages (12 fields, 0.1 % malformed, 1 % invalid, 10 expectations) from a real broker to Parquet.
 
-The limit consumes the same messages and throws them away. Ours is the whole verb ingest: claim in a durable ledger,
-read to the proven end, decode, validate, part the rows with all reasons, row ids and digests, manifest; as one task,
-and in as many shards as there are cores, each in a process of its own as mapped tasks are. Airflow's own
-operator, its connection patched and its settings tuned, parses each message and writes one Parquet file per call of
-its function; it neither validates nor keeps what it cannot parse.
+The limit consumes the same messages and throws them away. Ours is the whole verb ingest (:mod:`benchmarks.ingesting`),
+as one task, and in as many shards as there are cores. Airflow's own operator, its connection patched and its settings
+tuned, parses each message and writes one Parquet file per call of its function; it neither validates nor keeps what it
+cannot parse.
 """
 
 from __future__ import annotations
@@ -14,9 +13,6 @@ import random
 import shutil
 import time
 import uuid
-from functools import cache
-from multiprocessing import get_context
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -29,10 +25,10 @@ from benchmarks.harness import Case, Place, Run
 
 if TYPE_CHECKING:
     from airflow_ai_provider.core.batch import BatchRef
-    from airflow_ai_provider.core.ingest.flow import Ingest
-    from airflow_ai_provider.core.ingest.validate import GxValidator
+    from airflow_ai_provider.core.ingest.contract import Source, Validator
+    from airflow_ai_provider.core.store import Store
 
-TOPIC, PARTITIONS, SHARDS = "readings", 4, 2
+TOPIC, PARTITIONS = "readings", 4
 
 
 def make(place: Place) -> None:
@@ -68,83 +64,30 @@ def open_limit(place: Place) -> Run:
     return run
 
 
-def open_ours(place: Place) -> Run:
-    """Ingest one span into a fresh store and ledger, as one task does."""
-    from airflow_ai_provider.core.ingest.flow import ingest
+def open_source(found: dict[str, str]) -> Source:
+    from airflow_ai_provider.core.ingest.kafka import KafkaReader
 
-    _validator()
-
-    def run() -> float:
-        home = _fresh(place, "ours")
-        started = time.perf_counter()
-        work = _work(home)
-        ref = ingest(work.source, work.validator, work.store, work.ledger, work.run)
-        return _done(home, started, ref)
-
-    return run
+    return KafkaReader({"bootstrap.servers": found["kafka"]}, TOPIC, key="reading_id")
 
 
-def open_sharded(place: Place) -> Run:
-    """The same in shards: mapped tasks are processes of their own, and so are these, from planning to landing."""
-    from airflow_ai_provider.core.ingest.flow import plan_shards
-    from airflow_ai_provider.core.ingest.shard import ShardRef
-
-    # spawned, so that a worker has nothing of this process; what it imports is loaded before the clock starts, as
-    # for all contenders
-    pool = get_context("spawn").Pool(SHARDS, _validator)
-    _validator()
-
-    def run() -> float:
-        home = _fresh(place, "sharded")
-        started = time.perf_counter()
-        work = _work(home)
-        refs = plan_shards(work.source, work.ledger, work.run, SHARDS)
-        done = pool.map(_shard, [(home, ref.to_dict()) for ref in refs], chunksize=1)
-        return _done(home, started, work.land([ShardRef.from_dict(ref) for ref in done]))
-
-    return run
-
-
-@cache
-def _validator() -> GxValidator:
+def open_validator() -> Validator:
     from airflow_ai_provider.core.ingest.validate import GxValidator
 
     return GxValidator(readings.SUITE)
 
 
-def _shard(task: tuple[Path, dict[str, Any]]) -> dict[str, Any]:
-    from airflow_ai_provider.core.ingest.shard import ShardRef
+def open_ours(place: Place) -> Run:
+    """Ingest one span, as one task does."""
+    from benchmarks import ingesting
 
-    work = _work(task[0])
-    try:
-        return work.shard(ShardRef.from_dict(task[1])).to_dict()
-    finally:
-        work.source.close()
+    return ingesting.open_one(place, open_source, open_validator)
 
 
-def _work(home: Path) -> Ingest:
-    from airflow_ai_provider.core.ingest.flow import Ingest, IngestRun
-    from airflow_ai_provider.core.ingest.kafka import KafkaReader
-    from airflow_ai_provider.core.ledger_sql import open_ledger
-    from airflow_ai_provider.core.store import Store
+def open_sharded(place: Place) -> Run:
+    """The same in shards."""
+    from benchmarks import ingesting
 
-    bootstrap = servers.addresses(home.parent)["kafka"]
-    source = KafkaReader({"bootstrap.servers": bootstrap}, TOPIC, key="reading_id")
-    ledger = open_ledger(f"sqlite:///{home}/ledger.db")
-    return Ingest(source, _validator(), Store(f"file://{home}/store"), ledger, IngestRun("bench", "run", "run/ingest"))
-
-
-def _fresh(place: Place, name: str) -> Path:
-    home = place.folder / name
-    shutil.rmtree(home, ignore_errors=True)
-    home.mkdir()
-    return home
-
-
-def _done(home: Path, started: float, ref: BatchRef) -> float:
-    spent = time.perf_counter() - started
-    (home / "ref.json").write_text(json.dumps(ref.to_dict()), encoding="utf-8")
-    return spent
+    return ingesting.open_sharded(place, open_source, open_validator)
 
 
 def open_operator(place: Place) -> Run:
@@ -191,8 +134,10 @@ def open_operator(place: Place) -> Run:
 
 def check(place: Place) -> None:
     """Ours accounts for each message, with its bytes or its values; the operator has what can be parsed."""
-    for home in ("ours", "sharded"):
-        _check_ours(place, home)
+    from benchmarks import ingesting
+
+    for ref, store in ingesting.landed(place):
+        _check_ours(place, ref, store)
     theirs = pa.concat_tables(
         [pq.read_table(p) for p in (place.folder / "operator").iterdir()], promote_options="default"
     )
@@ -201,12 +146,7 @@ def check(place: Place) -> None:
     assert pc.sum(theirs["_offset"]).as_py() == sum(i // PARTITIONS for i in parsed.to_pylist())
 
 
-def _check_ours(place: Place, home: str) -> None:
-    from airflow_ai_provider.core.batch import BatchRef
-    from airflow_ai_provider.core.store import Store
-
-    store = Store(f"file://{place.folder}/{home}/store")
-    ref = BatchRef.from_dict(json.loads((place.folder / home / "ref.json").read_text(encoding="utf-8")))
+def _check_ours(place: Place, ref: BatchRef, store: Store) -> None:
     bad = {i for i in range(place.size) if readings.is_broken(i) or readings.is_invalid(i)}
     assert ref.counts == {"read": place.size, "accepted": place.size - len(bad), "quarantined": len(bad)}, ref.counts
     ours = pa.concat_tables(store.read(ref, "accepted")).sort_by("sequence")

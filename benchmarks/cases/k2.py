@@ -1,8 +1,8 @@
 """K2: Avro messages (Confluent's wire format, 12 fields, 0.1 % malformed) from a real broker and registry, to Parquet.
 
-The limit consumes the same messages and throws them away. Ours is the whole verb ingest: claim in a durable ledger,
-read to the proven end, decode, part good rows from bad ones with their reasons, row ids and digests, manifest. The
-neighbours keep topic partition, offset and time and write one Parquet file; none of them keeps the malformed bytes.
+The limit consumes the same messages and throws them away. Ours is the whole verb ingest (:mod:`benchmarks.ingesting`),
+as one task, and in as many shards as there are cores. The neighbours keep topic partition, offset and time and write
+one Parquet file; none of them keeps the malformed bytes.
 """
 
 from __future__ import annotations
@@ -14,11 +14,9 @@ import json
 import os
 import random
 import secrets
-import shutil
 import struct
-import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,6 +25,11 @@ from confluent_kafka import Message, Producer
 
 from benchmarks import kafka, servers
 from benchmarks.harness import Case, Place, Run
+
+if TYPE_CHECKING:
+    from airflow_ai_provider.core.batch import BatchRef
+    from airflow_ai_provider.core.ingest.contract import Source, Validator
+    from airflow_ai_provider.core.store import Store
 
 TOPIC, PARTITIONS, BAD = "readings", 4, 1000  # one in so many is malformed
 SCHEMA = {
@@ -103,36 +106,34 @@ def open_limit(place: Place) -> Run:
     return run
 
 
-def open_ours(place: Place) -> Run:
-    """Ingest one span into a fresh store and ledger."""
-    from airflow_ai_provider.core.ingest.contract import AcceptAll
+def open_source(found: dict[str, str]) -> Source:
     from airflow_ai_provider.core.ingest.encoded.avro.decoder import AvroDecoder
     from airflow_ai_provider.core.ingest.encoded.registry import SchemaRegistry
     from airflow_ai_provider.core.ingest.encoded.source import EncodedSource
-    from airflow_ai_provider.core.ingest.flow import IngestRun, ingest
     from airflow_ai_provider.core.ingest.kafka import KafkaReader
-    from airflow_ai_provider.core.ledger_sql import open_ledger
-    from airflow_ai_provider.core.store import Store
 
-    found = servers.addresses(place.folder)
-    home = place.folder / "ours"
+    reader = KafkaReader({"bootstrap.servers": found["kafka"]}, TOPIC, key="reading_id")
+    return EncodedSource(reader, lambda: AvroDecoder(SchemaRegistry(found["registry"])))
 
-    def run() -> float:
-        shutil.rmtree(home, ignore_errors=True)
-        home.mkdir()
-        ledger = open_ledger(f"sqlite:///{home}/ledger.db")
-        started = time.perf_counter()
-        reader = KafkaReader({"bootstrap.servers": found["kafka"]}, TOPIC, key="reading_id")
-        source = EncodedSource(reader, lambda: AvroDecoder(SchemaRegistry(found["registry"])))
-        ref = ingest(
-            source, AcceptAll(), Store(f"file://{home}/store"), ledger, IngestRun("bench", "run", "run/ingest")
-        )
-        spent = time.perf_counter() - started
-        assert ref.counts["read"] == place.size, ref.counts
-        (home / "ref.json").write_text(json.dumps(ref.to_dict()), encoding="utf-8")
-        return spent
 
-    return run
+def open_validator() -> Validator:
+    from airflow_ai_provider.core.ingest.contract import AcceptAll
+
+    return AcceptAll()
+
+
+def open_ours(place: Place) -> Run:
+    """Ingest one span, as one task does."""
+    from benchmarks import ingesting
+
+    return ingesting.open_one(place, open_source, open_validator)
+
+
+def open_sharded(place: Place) -> Run:
+    """The same in shards."""
+    from benchmarks import ingesting
+
+    return ingesting.open_sharded(place, open_source, open_validator)
 
 
 def _per_message(place: Place, name: str, decode: Callable[[bytes], dict[str, Any]]) -> Run:
@@ -287,15 +288,11 @@ def check(place: Place) -> None:
 
     AvroDeserializer takes messages with a byte too many for good ones: those rows of its are set aside.
     """
-    from airflow_ai_provider.core.batch import BatchRef
-    from airflow_ai_provider.core.store import Store
+    from benchmarks import ingesting
 
-    bad = len(range(BAD // 2, place.size, BAD))
-    store = Store(f"file://{place.folder}/ours/store")
-    ref = BatchRef.from_dict(json.loads((place.folder / "ours" / "ref.json").read_text(encoding="utf-8")))
-    assert ref.counts == {"read": place.size, "accepted": place.size - bad, "quarantined": bad}, ref.counts
     names = [field["name"] for field in SCHEMA["fields"]]
-    ours = _sorted(pa.concat_tables(store.read(ref, "accepted")), names)
+    ours, sharded = (_check_ours(place, ref, store, names) for ref, store in ingesting.landed(place))
+    assert ours.equals(sharded)
     chance = random.Random(2)
     made = [_reading(i, chance) for i in range(place.size)]
     good = [row for i, row in enumerate(made) if i % BAD != BAD // 2]
@@ -313,9 +310,15 @@ def check(place: Place) -> None:
             if column == "taken_at":
                 mine, other = (pc.cast(c, pa.timestamp("us", tz="UTC")) for c in (mine, other))
             assert mine.cast(other.type).combine_chunks().equals(other.combine_chunks()), (name, column)
+
+
+def _check_ours(place: Place, ref: BatchRef, store: Store, names: list[str]) -> pa.Table:
+    bad = len(range(BAD // 2, place.size, BAD))
+    assert ref.counts == {"read": place.size, "accepted": place.size - bad, "quarantined": bad}, ref.counts
     for part in store.read(ref, "quarantine"):
         assert all(reasons[0].startswith("broken_avro: ") for reasons in part["_reasons"].to_pylist())
         assert part["_payload"].null_count == 0
+    return _sorted(pa.concat_tables(store.read(ref, "accepted")), names)
 
 
 def _sorted(table: pa.Table, names: list[str]) -> pa.Table:
@@ -339,6 +342,7 @@ CASE = Case(
     contenders={
         "limit": open_limit,
         "ours": open_ours,
+        "ours, two shards": open_sharded,
         "AvroDeserializer per message": open_deserializer,
         "fastavro per message": open_fastavro,
         "polars, one container block": open_polars,
