@@ -32,6 +32,9 @@ def test_a_change_of_columns_begins_a_new_block() -> None:
         ["n", "_payload"],
     ]
     assert list(cut([])) == list(cut([rows()])) == []
+    assert [b.num_rows for b in cut([rows(1, 20), other, rows(1)], byte_count=10)] == [1, 1, 1, 1]
+    assert [b.num_rows for b in cut([rows(1, 1, 1, 7, 1)], row_count=4, byte_count=10)] == [4, 1]
+    assert [b.num_rows for b in cut([rows(20), other], row_count=1, byte_count=10)] == [1, 1]
 
 
 def test_the_collector_is_paused_and_comes_back() -> None:

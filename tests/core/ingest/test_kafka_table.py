@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from airflow_ai_provider.core.ingest.kafka_table import table_of
+import numpy as np
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from airflow_ai_provider.core.ingest.kafka_table import numbered, table_of
 
 NO_TIME, CREATED, APPENDED = 0, 1, 2
 
@@ -54,3 +58,16 @@ def test_a_time_stays_with_its_record_and_a_record_without_one_has_none() -> Non
 
     assert table.column("_timestamp").to_pylist() == [at(1), None, at(2.5), at(0)]
     assert table.column("_row_id")[1].as_py() == "t/3/1"
+
+
+@given(
+    st.lists(st.integers(0, 2**63 - 1) | st.integers(0, 10**5), min_size=1),
+    st.sampled_from([b"t/0/", b"topic~12345678/31/"]),
+)
+@example(list(range(9_990, 10_010)), b"t/0/")
+@example(list(range(10_000, 10_020)), b"t/0/")
+@example([0], b"t/0/")
+def test_a_text_is_the_prefix_and_the_number(values: list[int], prefix: bytes) -> None:
+    texts = numbered(prefix, np.array(values, np.int64))
+    texts.validate(full=True)
+    assert texts.to_pylist() == [f"{prefix.decode()}{value}" for value in values]

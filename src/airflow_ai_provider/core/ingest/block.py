@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import reduce
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -70,15 +71,13 @@ def _fitting(table: pa.Table, rows_left: int, bytes_left: int) -> tuple[int, int
     """How many of the next rows fit, and their payload bytes."""
     count = min(rows_left, table.num_rows)
     sizes = [
-        pc.fill_null(pc.binary_length(table[name].slice(0, count)), 0).cast(pa.int64())
+        pc.binary_length(table[name].slice(0, count))
         for name in (PAYLOAD, "bytes")
         if name in table.column_names and pa.types.is_binary(table.schema.field(name).type)
     ]
-    if not sizes or count == 0:
-        return count, 0
-    total = sizes[0] if len(sizes) == 1 else pc.add(*sizes)
-    sums = pc.cumulative_sum(total)
-    if sums[count - 1].as_py() <= bytes_left:
-        return count, sums[count - 1].as_py()
+    size = sum(pc.sum(each).as_py() or 0 for each in sizes)
+    if not sizes or not count or size <= bytes_left:
+        return count, size
+    sums = pc.cumulative_sum(reduce(pc.add, (pc.fill_null(each, 0).cast(pa.int64()) for each in sizes)))
     fits = pc.sum(pc.less_equal(sums, bytes_left)).as_py()
     return fits, sums[max(fits, 1) - 1].as_py()

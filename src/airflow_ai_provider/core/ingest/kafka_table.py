@@ -18,6 +18,9 @@ from airflow_ai_provider.core.batch import ROW_ID
 from airflow_ai_provider.core.ingest.column import flags, numbers
 from airflow_ai_provider.core.ingest.contract import PAYLOAD
 
+_TEN_THOUSAND = np.uint64(10_000)
+_FOUR_DIGITS = np.frombuffer(b"".join(b"%04d" % i for i in range(10_000)), np.uint32)
+
 
 class Record(Protocol):
     """One message of a topic, as the client gives it."""
@@ -36,19 +39,40 @@ def table_of(topic: str, identity: str, messages: Sequence[Record]) -> pa.Table:
     :param messages: records, not errors, of one topic partition; one at least.
     """
     count, kind, partition = len(messages), type(messages[0]), messages[0].partition()
-    offsets = numbers(_offsets(messages), pa.int64())
+    offsets = _offsets(messages)
     prefix = f"{topic}~{identity[:8]}/{partition}/" if identity else f"{topic}/{partition}/"
     return pa.table(
         {
-            ROW_ID: pc.binary_join_element_wise(prefix, offsets.cast(pa.string()), ""),
+            ROW_ID: numbered(prefix.encode(), offsets),
             PAYLOAD: pa.array(list(map(kind.value, messages)), pa.binary()),
             "_key": pa.array(list(map(kind.key, messages)), pa.binary()),
             "_topic": pa.repeat(pa.scalar(topic, pa.string()), count),
             "_partition": pa.repeat(pa.scalar(partition, pa.int32()), count),
-            "_offset": offsets,
+            "_offset": numbers(offsets, pa.int64()),
             "_timestamp": _times(messages),
         }
     )
+
+
+def numbered(prefix: bytes, values: npt.NDArray[np.int64]) -> pa.Array:
+    """Make the texts of a prefix and a number, 0 or more, behind it.
+
+    :param prefix: ASCII, three bytes or more.
+    :param values: one at least; a number's digits are written four at a time when all have as many.
+    """
+    count, size = len(values), len(str(values.max()))
+    if len(str(values.min())) != size:
+        texts = numbers(values, pa.int64()).cast(pa.string())
+        return pc.binary_join_element_wise(prefix.decode(), texts, "")
+    left, width = values.view(np.uint64), len(prefix) + size
+    out = np.empty(count * width, np.uint8)
+    for end in range(width, len(prefix), -4):
+        rest, left = left, left // _TEN_THOUSAND
+        np.ndarray(count, np.uint32, out, end - 4, (width,))[:] = _FOUR_DIGITS[rest - left * _TEN_THOUSAND]
+    # last, for the first four digits may begin with zeros that lie where it ends
+    np.ndarray(count, f"V{len(prefix)}", out, 0, (width,))[:] = np.void(prefix)
+    edges = np.arange(count + 1, dtype=np.int32) * np.int32(width)
+    return pa.Array.from_buffers(pa.string(), count, [None, pa.py_buffer(edges), pa.py_buffer(out)])
 
 
 def _offsets(messages: Sequence[Record]) -> npt.NDArray[np.int64]:
