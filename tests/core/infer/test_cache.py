@@ -248,6 +248,21 @@ def test_the_least_recently_used_goes_first(machine: Machine) -> None:
     assert machine.has(b), "the one asked for stays, however large"
 
 
+def test_what_was_compiled_of_a_model_counts_as_its_own_and_goes_with_it(machine: Machine) -> None:
+    a, b = machine.model("a"), machine.model("b")
+    assert machine.use(a, b).wait(120) == 0
+    for pin in (a, b):
+        folder = cache.builds_of(pin.digest, machine.cache) / "tensorrt/of-one-precision"
+        folder.mkdir(parents=True)
+        (folder / "engine").write_bytes(bytes(BYTES))
+    with cache.held(b, machine.cache, byte_limit=4 * BYTES):
+        assert cache.folder_of(a.digest, machine.cache).is_dir(), "all four are within the limit"
+    with cache.held(b, machine.cache, byte_limit=3 * BYTES):
+        assert not cache.folder_of(a.digest, machine.cache).exists()
+        assert [path.name for path in (machine.cache / ".builds").iterdir()] == [b.digest.removeprefix("sha256:")]
+        assert (cache.builds_of(b.digest, machine.cache) / "tensorrt/of-one-precision/engine").is_file()
+
+
 def test_a_model_in_use_is_never_removed_and_a_killed_process_uses_none(machine: Machine) -> None:
     a, b = machine.model("a"), machine.model("b")
     user = machine.use(a, how="hold")

@@ -119,6 +119,20 @@ def test_a_torchscript_is_not_compiled(tmp_path: Path) -> None:
         open_engine(pin, tmp_path, "cpu", COMPILED)
 
 
+def test_each_models_programs_are_kept_where_it_is_told_unless_the_environment_says_where(
+    dense: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    for name, size in (("one", 32), ("two", 48)):  # what a process has loaded once, it does not compile again
+        with open_engine(*dense, "cpu", COMPILED, tmp_path / name) as engine:
+            engine.warm_up(size)
+        assert any((tmp_path / name).rglob("*.so")), name
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "asked"))
+    with open_engine(*dense, "cpu", COMPILED, tmp_path / "three") as engine:
+        engine.warm_up(80)
+    assert any((tmp_path / "asked").rglob("*.so")) and not (tmp_path / "three").exists()
+
+
 def test_a_worker_without_a_compiler_is_told_so_and_no_row_is_blamed(
     dense: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

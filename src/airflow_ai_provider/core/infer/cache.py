@@ -7,7 +7,8 @@ process uses nothing any more; mlflow is imported only when files must be downlo
 A folder is used by whoever has a shared lock on it, and filled or removed by whoever has it alone (``flock`` on the
 folder itself: the kernel frees it with the process). Where the file system knows no such locks, nothing is removed.
 
-Layout: ``<cache_dir>/<digest's hex digits>/<the artifact files as MLflow lists them>``; ``.aside-*`` is being filled.
+Layout: ``<cache_dir>/<digest's hex digits>/<the artifact files as MLflow lists them>``; ``.aside-*`` is being filled;
+``.builds/<digest's hex digits>`` is what was compiled of these files, which counts as theirs and goes with them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from airflow_ai_provider.core.batch import Pin, digest_of
 from airflow_ai_provider.errors import MissingExtraError, ModelPinError
 
 log = logging.getLogger(__name__)
-_ASIDE = ".aside-"
+_ASIDE, _BUILDS = ".aside-", ".builds"
 
 
 @contextlib.contextmanager
@@ -66,7 +67,8 @@ def evict(cache_dir: str | Path, byte_limit: int, *, keep: Path | None = None) -
     folders = [entry for entry in Path(cache_dir).iterdir() if entry.is_dir()]
     for left in (entry for entry in folders if entry.name.startswith(_ASIDE)):
         _remove(left, cache_dir)
-    kept = {entry: _size(entry) for entry in sorted(folders, key=_last_used) if not entry.name.startswith(".")}
+    models = [entry for entry in sorted(folders, key=_last_used) if not entry.name.startswith(".")]
+    kept = {entry: _size(entry) + _size(builds_of(entry.name, cache_dir)) for entry in models}
     removed = []
     for entry in list(kept):
         if sum(kept.values()) <= byte_limit:
@@ -116,6 +118,11 @@ def fetch(pin: Pin, cache_dir: str | Path, registry: str | Callable[[], str] = "
 def folder_of(digest: str, cache_dir: str | Path) -> Path:
     """Return where the files with this digest lie once they are here."""
     return Path(cache_dir) / digest.removeprefix("sha256:")
+
+
+def builds_of(digest: str, cache_dir: str | Path) -> Path:
+    """Return where that is kept which is compiled of a model's files, for as long as they are held."""
+    return Path(cache_dir) / _BUILDS / digest.removeprefix("sha256:")
 
 
 def hash_files(folder: Path) -> dict[str, str]:
@@ -229,7 +236,7 @@ def _is_there(folder: Path, lock: int | None) -> bool:
 
 
 def _remove(folder: Path, cache_dir: str | Path) -> bool:
-    """Remove a folder that nobody uses; it is gone under its name before its files are."""
+    """Remove a folder that nobody uses, and what was built of it; gone under its name before its files are."""
     import shutil
     import uuid
 
@@ -239,9 +246,11 @@ def _remove(folder: Path, cache_dir: str | Path) -> bool:
     try:
         if not _is_there(folder, lock):
             return False
-        dropped = Path(cache_dir) / f"{_ASIDE}{uuid.uuid4().hex}"
-        os.rename(folder, dropped)
-        shutil.rmtree(dropped, ignore_errors=True)
+        for gone in (builds_of(folder.name, cache_dir), folder):
+            dropped = Path(cache_dir) / f"{_ASIDE}{uuid.uuid4().hex}"
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(gone, dropped)
+                shutil.rmtree(dropped, ignore_errors=True)
         return True
     except OSError:
         return False

@@ -36,6 +36,9 @@ from airflow_ai_provider.core.infer.tuning import AS_IT_IS, Tuning, demand
 from airflow_ai_provider.errors import DeviceError, EngineMemoryError, SignatureError
 
 _MOST_SHAPES = 64
+_PROGRAMS = "TORCHINDUCTOR_CACHE_DIR"
+_kept_in: set[str] = set()
+"""Folders of programs that this process, and not its environment, has named."""
 
 
 class TorchEngine:
@@ -182,6 +185,13 @@ def _open(path: Path, device: str) -> tuple[Callable[..., Any], int]:
     return program.module(check_guards=False), shape[0] if isinstance(shape[0], int) else 0
 
 
+def _keep_programs(folder: str) -> None:
+    """Have torch keep what it compiles from here on in a folder, unless the environment says where."""
+    if os.environ.get(_PROGRAMS, folder) in {folder, *_kept_in}:
+        os.environ[_PROGRAMS] = folder
+        _kept_in.add(folder)
+
+
 def _compiled(model: Callable[..., Any], path: Path, builds: Path | None) -> Callable[..., Any]:
     """Return the model compiled, one program per shape of its inputs.
 
@@ -190,7 +200,7 @@ def _compiled(model: Callable[..., Any], path: Path, builds: Path | None) -> Cal
     exported = "only a graph of torch.export (.pt2) can be. Export it so, or leave compile out."
     demand(path.suffix == ".pt2", "compile", exported)
     if builds is not None:
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(builds / "inductor"))
+        _keep_programs(str(builds / "inductor"))
     # torch loads this module when it is asked for: it doubles the cold start of those who do not compile.
     config: Any = torch._dynamo.config
     # Beyond its limit torch would go on without compiling, which rounds otherwise.

@@ -13,7 +13,6 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from airflow_ai_provider.core.batch import Pin
@@ -65,7 +64,7 @@ class Worker:
             devices = lease.visible_devices() if self.lease_dir and device != "cpu" else []
             if devices:
                 leasing.enter_context(lease.leased(devices, self.lease_dir, owner=owner, patience_s=self.patience_s))
-            builds = Path(self.cache_dir) / ".builds"
+            builds = cache.builds_of(pin.digest, self.cache_dir)
             engine = stack.enter_context(open_engine(pin, folder, device, tuning, builds))
             if engine.device == "cpu":
                 leasing.close()
