@@ -16,8 +16,8 @@ from airflow_ai_provider.core.ledger_rules import (
     check_landing,
     check_move,
     open_among,
-    overlaps,
     settle_claim,
+    shared_rows,
 )
 from airflow_ai_provider.errors import LedgerStateError, SpanConflictError
 
@@ -65,7 +65,9 @@ def rows(part: Slice) -> set[tuple[str, str, int]]:
 
 @given(slices, slices)
 def test_overlap_is_a_shared_row(one: Slice, other: Slice) -> None:
-    assert overlaps(one, other) == overlaps(other, one) == bool(rows(one) & rows(other))
+    shared = shared_rows(one, other)
+    assert shared == shared_rows(other, one)
+    assert (rows(shared) if shared else set()) == rows(one) & rows(other)
 
 
 @given(st.lists(st.lists(slices, max_size=3), max_size=5))
@@ -88,8 +90,8 @@ def test_a_conflict_says_who_where_and_what_next() -> None:
     with pytest.raises(SpanConflictError) as caught:
         settle_claim(Span("kafka:t", "", (Slice("0", 5, 12),)), [rival])
     error = pickle.loads(pickle.dumps(caught.value))
-    assert (error.owner, error.owner_key, error.slices) == ("r1", "r1/ingest", [Slice("0", 5, 12)])
-    assert "kafka:t: rows 0[5:12] are held by run r1 (claimed)" in str(error)
+    assert (error.owner, error.owner_key, error.slices) == ("r1", "r1/ingest", [Slice("0", 5, 9)])
+    assert "kafka:t: rows 0[5:9] are held by run r1 (claimed)" in str(error)
     assert "airflow ai claims release 'r1/ingest' --pipeline p" in str(error)
     landed = replace(rival, state="landed")
     with pytest.raises(SpanConflictError, match=r"run r1 \(landed\).* none is missing; clear that run"):

@@ -6,6 +6,7 @@ Invariants: an entry moves only along :data:`TRANSITIONS`; rows of a source are 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from airflow_ai_provider.core.batch import BatchRef, Slice, Span
 from airflow_ai_provider.core.ledger import Claim, Intent
@@ -47,10 +48,11 @@ def check_move(key: str, state: str, to: str) -> bool:
     )
 
 
-def overlaps(one: Slice, other: Slice) -> bool:
-    """True when two slices of the same source share a row. Another digest is another file, whatever its path."""
+def shared_rows(one: Slice, other: Slice) -> Slice | None:
+    """Return the rows that two slices of the same source share. Another digest is another file, whatever its path."""
+    first, end = max(one.first, other.first), min(one.end, other.end)
     same_rows = one.partition == other.partition and one.digest == other.digest
-    return same_rows and max(one.first, other.first) < min(one.end, other.end)
+    return replace(one, first=first, end=end) if same_rows and first < end else None
 
 
 def settle_claim(span: Span, rivals: Iterable[Claim]) -> Claim | None:
@@ -61,7 +63,8 @@ def settle_claim(span: Span, rivals: Iterable[Claim]) -> Claim | None:
     :raises SpanConflictError: when another run holds some of these rows; a retry does not help.
     """
     for rival in rivals:
-        shared = [s for s in span.slices if any(overlaps(s, taken) for taken in rival.span.slices)]
+        found = (shared_rows(mine, taken) for mine in span.slices for taken in rival.span.slices)
+        shared = [rows for rows in found if rows is not None]
         if not shared:
             continue
         if rival.state == "landed" and set(rival.span.slices) == set(span.slices):
