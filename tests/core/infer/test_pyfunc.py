@@ -7,12 +7,15 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import lightgbm
+import mlflow.lightgbm
 import mlflow.pyfunc
 import mlflow.sklearn
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from sklearn.datasets import load_breast_cancer
 
 from airflow_ai_provider.core.batch import ROW_ID, Pin
 from airflow_ai_provider.core.infer.engine import open_engine
@@ -100,6 +103,23 @@ def test_a_pickled_classifier_decides_as_its_onnx_twin_does(tmp_path: Path, monk
         found.append(next(store.read(ref)))
     assert found[0]["prediction"].to_pylist() == found[1]["prediction"].to_pylist()
     assert np.allclose(found[0]["score"].to_numpy(), found[1]["score"].to_numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["classifier", "booster"])
+def test_boosted_trees_say_what_their_library_says(kind: str) -> None:
+    rows = models.cancer_rows()
+    frame, labels = rows.drop_columns([ROW_ID]).to_pandas(), load_breast_cancer().target
+    if kind == "classifier":
+        trees = lightgbm.LGBMClassifier(n_estimators=5, verbose=-1).fit(frame, labels)
+    else:
+        trees = lightgbm.train({"objective": "binary", "verbose": -1}, lightgbm.Dataset(frame, labels), 5)
+    pin, folder = models.pyfunc_folder(kind, rows, functools.partial(mlflow.lightgbm.save_model, trees))
+    with open_engine(pin, folder) as engine:
+        found = engine.predict(rows, 100)
+    assert found["prediction"].to_pylist() == trees.predict(frame).tolist()
+    shares = np.array(found["probabilities"].to_pylist()) if kind == "classifier" else None
+    assert shares is None or np.allclose(shares, trees.predict_proba(frame), atol=1e-6)
+    assert kind == "classifier" or found["score"].null_count == len(rows), "a booster says one number"
 
 
 def test_columns_keep_their_types() -> None:

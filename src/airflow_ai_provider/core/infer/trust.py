@@ -79,11 +79,11 @@ def _refused(flavors: Mapping[str, Any], files: Mapping[str, str], name: str, wh
     why = (
         f"whose safetensors weights ({weights[0]}) are numbers without a graph: the program around them is code"
         if weights
-        else "which is opened by unpickling, and a pickle is code"
+        else "which its library's own loader opens; most of those unpickle, and a pickle is code"
     )
     return ModelTrustError(
         f"{what} has flavor {', '.join(names) or 'none'}, {why}. "
-        "Register it as ONNX (skl2onnx or torch.onnx, then mlflow.onnx.log_model), or a torch model by "
+        "Register it as ONNX (skl2onnx, onnxmltools or torch.onnx, then mlflow.onnx.log_model), or a torch model by "
         "mlflow.pytorch.log_model(..., serialization_format='pt2'); predict with it on a model server; or, if you "
         f"trust who registers it as you trust your own code, name it: allow_pickle=[{name!r}].",
         flavors=names,
