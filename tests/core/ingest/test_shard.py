@@ -21,7 +21,10 @@ from airflow_ai_provider.core.batch import ACCEPTED, QUARANTINE, BatchRef, Slice
 from airflow_ai_provider.core.ingest import flow
 from airflow_ai_provider.core.ingest import shard as cutting
 from airflow_ai_provider.core.ingest.block import cut
-from airflow_ai_provider.core.ingest.contract import AcceptAll, Validator
+from airflow_ai_provider.core.ingest.contract import AcceptAll, Source, Validator
+from airflow_ai_provider.core.ingest.encoded import source as encoded
+from airflow_ai_provider.core.ingest.encoded.framed_json import FramedJsonSource
+from airflow_ai_provider.core.ingest.encoded.source import open_encoded
 from airflow_ai_provider.core.ingest.files import FileReader
 from airflow_ai_provider.core.ingest.flow import Ingest, IngestRun, ingest, plan_shards
 from airflow_ai_provider.core.ingest.shard import ShardRef, cut_span, shard_count
@@ -34,6 +37,8 @@ from airflow_ai_provider.errors import (
     SpecError,
 )
 from airflow_ai_provider.testing import MemoryLedger, MemorySource, RuleValidator
+from airflow_ai_provider.testing.registry import MemorySchemas
+from tests.core.ingest.avro_rows import encode, framed
 from tests.core.ingest.cutting import cut_ingest as cut_any
 from tests.core.ingest.test_flow import RULES, Crash, Seams, crashing_store, payload, rows_of, source, world
 
@@ -186,6 +191,38 @@ def test_a_shard_waits_a_moment_for_the_columns_that_the_first_one_is_finding(
         done = [first.result(30), second.result(30)]
     assert (topic.rows_read == 20) is in_time, "it looked for them itself only when it had waited"
     assert work.land(done).counts == {"read": 20, "accepted": 20, "quarantined": 0}
+
+
+@pytest.mark.parametrize("kind", ["avro", "json"])
+def test_a_shard_that_has_to_look_for_the_columns_tells_the_schemas_of_its_own_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(encoded, "cut", partial(cut, row_count=2))
+    schemas = MemorySchemas()
+    rows: list[bytes | None] = []
+    for n in range(12):  # three rows of each schema, which are one and a half blocks
+        extra = [{"name": f"only{n // 3}", "type": "int"}]
+        schema = {"type": "record", "name": "R", "fields": [{"name": "a", "type": "int"}, *extra]}
+        if n % 3 == 0:
+            schemas.add("t-value", schema if kind == "avro" else {"title": str(n)}, kind.upper())
+        row = {"a": n, f"only{n // 3}": n}
+        rows.append(framed(n // 3 + 1, encode(schema, row) if kind == "avro" else json.dumps(row).encode()))
+
+    def topic() -> Source:
+        inner = MemorySource({0: rows}, chunk=2)
+        return open_encoded(inner, "avro", schemas) if kind == "avro" else FramedJsonSource(inner, schemas)
+
+    ledger, store = MemoryLedger(), Store(str(tmp_path / "cut"))
+    refs = plan_shards(topic(), ledger, RUN, 2)
+    work = Ingest(topic(), AcceptAll(), store, ledger, RUN)
+    last = work.shard(refs[1])  # before the first one, which would have found them
+    (mark,) = (tmp_path / "cut").rglob("*done.json")
+    assert [schema["id"] for schema in json.loads(mark.read_text())["facts"]["schemas"]] == [3, 4]
+    ref = work.land([work.shard(refs[0]), last])
+    alone = Store(str(tmp_path / "alone"))
+    whole = ingest(topic(), AcceptAll(), alone, MemoryLedger(), RUN)
+    assert store.manifest(ref).facts["schemas"] == alone.manifest(whole).facts["schemas"]
+    assert rows_of(store, ref, ACCEPTED) == rows_of(alone, whole, ACCEPTED)
 
 
 def test_typed_files_are_cut_too(tmp_path: Path) -> None:
