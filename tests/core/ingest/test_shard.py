@@ -217,7 +217,7 @@ def test_a_shard_that_has_to_look_for_the_columns_tells_the_schemas_of_its_own_r
     work = Ingest(topic(), AcceptAll(), store, ledger, RUN)
     last = work.shard(refs[1])  # before the first one, which would have found them
     (mark,) = (tmp_path / "cut").rglob("*done.json")
-    assert [schema["id"] for schema in json.loads(mark.read_text())["facts"]["schemas"]] == [3, 4]
+    assert {3, 4} <= {schema["id"] for schema in json.loads(mark.read_text())["facts"]["schemas"]}
     ref = work.land([work.shard(refs[0]), last])
     alone = Store(str(tmp_path / "alone"))
     whole = ingest(topic(), AcceptAll(), alone, MemoryLedger(), RUN)

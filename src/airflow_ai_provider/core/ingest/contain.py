@@ -41,19 +41,19 @@ MARKER = "reading.aside"
 _ROW_S, _FILE_S = 0.002, 600.0
 """How long a payload of a block, or a file, may take: a hundred times what they need."""
 _FILE_MEMORY = 8 << 30
-Read = Callable[[Source, Span], Iterator[pa.Table]]
+Read = Callable[[Span], Iterator[pa.Table]]
 
 
 @contextmanager
 def contained(source: Source, schema: Mapping[str, str], store: Store, folder: str) -> Iterator[Read]:
-    """Yield how to read the source or a copy of it: as it does itself, or, when an earlier try died at it, with care.
+    """Yield how to read the source: as it does itself, or, when an earlier try died at it, with care.
 
     :param schema: the row schema, as decoding gets it.
     :param folder: of the batch, under the store's root.
     """
     decode = _decoding(source, schema)
     if decode is None:  # its rows are values already
-        yield _read
+        yield source.read
         return
     row_s = _FILE_S if isinstance(source, FileReader) and source.format != "json" else _ROW_S
     died = store.read_bytes(f"{folder}/{MARKER}") is not None
@@ -66,9 +66,9 @@ def contained(source: Source, schema: Mapping[str, str], store: Store, folder: s
                 folder,
             )
             with Taster(decode, row_s) as taster:
-                yield partial(_read_tasted, taster)
+                yield partial(_read_tasted, source, taster)
         else:
-            yield _read
+            yield source.read
     finally:
         with suppress(SourceUnavailableError):  # a marker that stays costs the next try time, no more
             store.remove(f"{folder}/{MARKER}")
@@ -156,11 +156,7 @@ def _decoding(source: Source, schema: Mapping[str, str]) -> Callable[[pa.Array],
     return partial(decode_files, _FILE_MEMORY) if isinstance(source, FileReader) else None
 
 
-def _read(source: Source, span: Span) -> Iterator[pa.Table]:
-    return source.read(span)
-
-
-def _read_tasted(taster: Taster, source: Source, span: Span) -> Iterator[pa.Table]:
+def _read_tasted(source: Source, taster: Taster, span: Span) -> Iterator[pa.Table]:
     if isinstance(source, EncodedSource):
         yield from source.read(span, taster.mark)
     elif isinstance(source, FileReader) and source.format != "json":

@@ -22,9 +22,9 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -181,10 +181,9 @@ class Ingest:
         sieve = Sieve(self.validator, self.source.format, getattr(self.source, "columns", None))
         span = cut_span(claim.span, ref.shard.of)[ref.shard.number]
         with contained(self.source, self.validator.schema, self.store, shelf.folder) as read:
-            blocks = cut(read(self.source, span))
+            blocks = cut(read(span))
             if ref.count > 1:
-                # by a copy: what a source tells about its last read shall be about the shard's
-                blocks = self._under_one_head(blocks, sieve, ref, lambda: read(copy(self.source), claim.span))
+                blocks = self._under_one_head(blocks, sieve, ref, partial(read, claim.span))
             done = sieve.sift(blocks, shelf, Progress(_size(span), self.progress))
         # some sources have facts: schemas of a registry, what a replay replays
         done = replace(done, facts=getattr(self.source, "facts", {}))

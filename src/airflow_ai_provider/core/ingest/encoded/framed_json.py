@@ -38,7 +38,7 @@ class FramedJsonSource(SourceOver):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the manifest says about the last read: ids, subjects and versions of its schemas."""
+        """What the manifest says about what was read: ids, subjects and versions of its schemas."""
         return {"schemas": [self._used[number].to_dict() for number in sorted(self._used)]} if self._used else {}
 
     def read(self, span: Span) -> Iterator[pa.Table]:
@@ -46,7 +46,6 @@ class FramedJsonSource(SourceOver):
 
         :raises RegistryUnavailableError: when a schema cannot be had; a retry reads the same span.
         """
-        self._used = {}
         for table in self._inner.read(span):
             yield self._unframed(table)
 

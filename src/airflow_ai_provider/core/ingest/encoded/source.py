@@ -86,12 +86,13 @@ class EncodedSource(SourceOver):
     def __init__(self, inner: Source, open_decoder: Callable[[], PayloadDecoder]) -> None:
         super().__init__(inner)
         self.open_decoder = open_decoder
-        self._decoder: PayloadDecoder | None = None
+        self._decoders: list[PayloadDecoder] = []
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the manifest says about the last read: ids, subjects and versions of its schemas."""
-        return {"schemas": list(self._decoder.facts)} if self._decoder and self._decoder.facts else {}
+        """What the manifest says about what was read: ids, subjects and versions of its schemas."""
+        found = {schema["id"]: schema for decoder in self._decoders for schema in decoder.facts}
+        return {"schemas": [found[number] for number in sorted(found)]} if found else {}
 
     def read(self, span: Span, mark: Callable[[pa.Table], pa.Table] | None = None) -> Iterator[pa.Table]:
         """Yield the span's rows, decoded: their own columns, ``_schema_id`` and ``_fault`` beside what came.
@@ -99,9 +100,10 @@ class EncodedSource(SourceOver):
         :param mark: puts ``_fault`` beside a block's rows that must not be decoded; None: all are decoded.
         :raises RegistryUnavailableError: when a schema cannot be had; a retry reads the same span.
         """
-        self._decoder = self.open_decoder()
+        decoder = self.open_decoder()  # this read's own: another may begin before it ends
+        self._decoders.append(decoder)
         for block in cut(self._inner.read(span)):
-            yield _decode(self._decoder, mark(block) if mark else block)
+            yield _decode(decoder, mark(block) if mark else block)
 
 
 def open_encoded(
