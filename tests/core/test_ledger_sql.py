@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -74,6 +75,18 @@ def test_processes_that_race_share_everything_out_once(
     assert sum(int(a.split()[1]) for a in answers) == 40, "each key has one row"
     ledger = open_ledger(url)
     assert ledger.position("p", "kafka:t", "") == {"0": 400}
+
+
+def test_a_new_file_may_be_opened_by_many_at_once(tmp_path: Path) -> None:
+    gate = threading.Barrier(6)
+
+    def open_and_ask(url: str) -> int:
+        gate.wait(60)
+        return len(open_ledger(url).entries("p"))
+
+    with ThreadPoolExecutor(6) as threads:
+        for n in range(60):
+            assert list(threads.map(open_and_ask, [f"sqlite:///{tmp_path}/{n}.db"] * 6)) == [0] * 6
 
 
 def test_sqlite_is_durable_and_lets_readers_read(tmp_path: Path) -> None:

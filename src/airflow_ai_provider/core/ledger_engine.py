@@ -6,6 +6,8 @@ is refused without quoting it, password and all; with ``ledger_sql.py`` the door
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +65,24 @@ def _open_sqlite(url: sa.URL) -> sa.Engine:
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # we begin transactions ourselves, see _begin_sqlite
-    connection.execute("PRAGMA journal_mode=WAL")  # readers (the UI) do not wait for writers
+    _write_ahead(connection)
     connection.execute("PRAGMA synchronous=FULL")  # WAL's default loses the last commits with the power
     connection.execute("PRAGMA wal_autocheckpoint=4000")  # pages; a copy to the file per 16 MB, not per 4
     connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _write_ahead(connection: Any) -> None:
+    """Have readers (the UI) not wait for writers. Of those who open a new file at once, SQLite refuses all but one,
+    without waiting; what the one has set is for all."""
+    deadline = time.monotonic() + _LOCK_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
