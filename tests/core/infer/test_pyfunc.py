@@ -113,7 +113,9 @@ def test_boosted_trees_say_what_their_library_says(kind: str) -> None:
         trees = lightgbm.LGBMClassifier(n_estimators=5, verbose=-1).fit(frame, labels)
     else:
         trees = lightgbm.train({"objective": "binary", "verbose": -1}, lightgbm.Dataset(frame, labels), 5)
-    pin, folder = models.pyfunc_folder(kind, rows, functools.partial(mlflow.lightgbm.save_model, trees))
+    pin, folder = models.pyfunc_folder(
+        kind, rows, functools.partial(mlflow.lightgbm.save_model, trees, serialization_format="cloudpickle")
+    )
     with open_engine(pin, folder) as engine:
         found = engine.predict(rows, 100)
     assert found["prediction"].to_pylist() == trees.predict(frame).tolist()
