@@ -6,7 +6,9 @@ import io
 import os
 import random
 import resource
+import struct
 import traceback
+import zlib
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -294,6 +296,22 @@ def test_another_size_fails_its_row_unless_the_trainer_allowed_to_resize() -> No
     assert errors == {} and array[0].max() > 0
 
 
+def png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
+    chunks, at = [], 8
+    while at < len(data):
+        (size,) = struct.unpack_from(">I", data, at)
+        chunks.append((data[at + 4 : at + 8], data[at + 8 : at + 8 + size]))
+        at += 12 + size
+    return chunks
+
+
+def png_file(chunks: list[tuple[bytes, bytes]]) -> bytes:
+    summed = [(kind + body, len(body)) for kind, body in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", size) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk, size in summed
+    )
+
+
 def jpeg(pixels: np.ndarray[Any, Any]) -> bytes:
     sink = io.BytesIO()
     Image.fromarray(pixels.astype(np.uint8)).save(sink, "jpeg")
@@ -317,6 +335,63 @@ def test_a_bomb_is_refused_by_its_header() -> None:
     array, errors = decoded([sink.getvalue()], 3, 3, 4, resize=True)
     assert "400000000 pixels" in errors[0] or "20000 × 20000" in errors[0]
     assert array.max() == 0
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_png_of_the_models_own_size_and_mode_has_pillows_pixels(
+    channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mode, whole, images = {1: "L", 3: "RGB", 4: "RGBA"}[channels], random.Random(2), []
+    for level in (0, 1, 6, 9):
+        sink = io.BytesIO()
+        Image.frombytes(mode, (5, 7), whole.randbytes(35 * channels)).save(sink, "png", compress_level=level)
+        images.append(sink.getvalue())
+    expected = [np.asarray(Image.open(io.BytesIO(data)), np.float32).reshape(7, 5, channels) / 255 for data in images]
+
+    def none(*_: object) -> None:
+        raise AssertionError("left to Pillow")
+
+    monkeypatch.setattr("PIL.Image.open", none)
+    array, errors = decoded(list(images), channels, 7, 5)
+    assert errors == {} and np.array_equal(array, np.stack(expected).transpose(0, 3, 1, 2))
+
+
+def test_what_png_files_hold_beside_their_pixels_changes_none() -> None:
+    """Chunks of every kind, in any order, cut and damaged, with right checksums: both decoders' pixels, where both
+    see any; each file that Pillow reads is read."""
+    chance, mutants = random.Random(7), []
+    others = [
+        (b"tRNS", b"\0\1\0\2\0\3"),
+        (b"PLTE", b"123" * 3),
+        (b"gAMA", b"\0\0\xb1\x8f"),
+        (b"acTL", b"\0\0\0\1\0\0\0\0"),
+    ]
+    others += [(b"iCCP", b"a\0\0no"), (b"zTXt", b"a\0\0no"), (b"eXIf", b"II*\0"), (b"IDAT", b""), (b"zzZz", b"own")]
+    for _ in range(800):
+        chunks = png_chunks(png(np.frombuffer(chance.randbytes(36), np.uint8).reshape(3, 4, 3)))
+        for _ in range(chance.choice((1, 1, 2))):
+            at, what = chance.randrange(1, len(chunks)), chance.randrange(4)
+            kind, body = chunks[at]
+            if what == 0:
+                chunks[at] = (kind, body[: chance.randrange(len(body) + 1)])
+            elif what == 1:
+                chunks.insert(at, chance.choice(others + chunks[1:]))
+            elif what == 2 and body:
+                spot = chance.randrange(len(body))
+                chunks[at] = (kind, body[:spot] + chance.randbytes(1) + body[spot + 1 :])
+            else:
+                chunks[1:] = chance.sample(chunks[1:], len(chunks) - 1)
+        mutants.append(png_file(chunks))
+    array, errors = decoded(list(mutants), 3, 3, 4)
+    both = 0
+    for row, data in enumerate(mutants):
+        try:
+            pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), np.float32) / 255
+        except Exception:
+            continue
+        assert row not in errors and np.array_equal(array[row], pixels.transpose(2, 0, 1)), data
+        both += 1
+    assert 100 < both < 700 and len(errors) > 50
 
 
 def test_mutated_images_are_pixels_or_row_errors_within_bounds() -> None:

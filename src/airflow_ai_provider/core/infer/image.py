@@ -7,17 +7,21 @@ read from the header before a pixel is decoded, so a small file cannot fill the 
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from kornia_rs.io import decode_image_png_u8
 from PIL import Image, UnidentifiedImageError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+# as the header of a PNG file says it (8 bits, this colour type, not interlaced), and as its decoder calls it
+_PLAIN_PNG = {1: (b"\x08\0\0\0\0", "mono"), 3: (b"\x08\2\0\0\0", "rgb"), 4: (b"\x08\6\0\0\0", "rgba")}
 _MOST_PIXELS = 64_000_000
 
 
@@ -37,8 +41,11 @@ def decode_images(
     errors: dict[int, str] = {}
     for row, value in enumerate(column):
         try:
-            image = _decode(value.as_py(), channels, (width, height), bool(options.get("resize")))
-            encoded[row] = np.asarray(image).reshape(height, width, channels)
+            data = value.as_py()
+            image = _plain_png(data, channels, (width, height))
+            if image is None:
+                image = np.asarray(_decode(data, channels, (width, height), bool(options.get("resize"))))
+            encoded[row] = image.reshape(height, width, channels)
         except Exception as error:  # Pillow's readers raise what their formats' parsers raise
             errors[row] = f"bad_image: {error or type(error).__name__}"[:300]
     pixels = np.empty((len(column), channels, height, width), np.float32)
@@ -50,6 +57,22 @@ def decode_images(
     array = pixels.reshape(len(column), *shape)
     array[list(errors)] = 0
     return array, errors
+
+
+def _plain_png(data: bytes | None, channels: int, size: tuple[int, int]) -> npt.NDArray[np.uint8] | None:
+    """Decode a PNG file of the model's own size and mode, in a quarter of Pillow's time; ``None`` for all else.
+
+    What this decoder refuses is left to Pillow, which reads it or says what is wrong with it.
+    """
+    header, mode = _PLAIN_PNG[channels]
+    head = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", *size) + header
+    if not data or not data.startswith(head):
+        return None
+    try:
+        pixels: npt.NDArray[np.uint8] = decode_image_png_u8(data, (size[1], size[0]), mode)
+    except Exception:  # it has no error type of its own
+        return None
+    return pixels
 
 
 def _decode(data: bytes | None, channels: int, size: tuple[int, int], resize: bool) -> Image.Image:
