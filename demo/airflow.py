@@ -142,7 +142,8 @@ class Airflow:
         path = (
             f"/api/v2/dags/{dag_id}/dagRuns/{quote(run_id)}/taskInstances/{task['task_id']}/logs/{task['try_number']}"
         )
-        answer = self._client.get(path, headers={"Accept": "application/json"})
+        which = {"map_index": task.get("map_index", -1)}
+        answer = self._client.get(path, params=which, headers={"Accept": "application/json"})
         lines = answer.json().get("content") or [] if answer.status_code == 200 else []
         return [line for line in lines if isinstance(line, dict)]
 

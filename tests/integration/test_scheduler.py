@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -15,13 +14,10 @@ from confluent_kafka import Producer
 
 from airflow_ai_provider.core.batch import ACCEPTED, QUARANTINE
 from airflow_ai_provider.core.ledger_sql import open_ledger
-from airflow_ai_provider.core.store import Store
-from demo.airflow import PARTS, Airflow, settings, write_password
-from demo.services import Services, free_port, stop_all
+from demo.services import stop_all
+from tests.integration.installation import AIRFLOW, Installation
 from tests.servers.kafka import KafkaBroker
 
-PROJECT = Path(__file__).resolve().parents[2]
-_AIRFLOW = str(Path(sys.executable).with_name("airflow"))
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 START, HOURS, PER_HOUR = datetime(2026, 11, 1, tzinfo=UTC), 2, 20_000
@@ -46,77 +42,39 @@ with DAG("hours", schedule=hourly, start_date=first, end_date=first + timedelta(
 """
 
 
-class Person(Airflow):
-    """Who ends backfills by hand: the scheduler looks every thirty seconds whether one is over."""
-
-    def end_backfills(self, dag_id: str) -> None:
-        for one in self._get(f"/api/v2/backfills?dag_id={dag_id}")["backfills"]:
-            if one["completed_at"] is None:
-                self._demand(self._client.put(f"/api/v2/backfills/{one['id']}/cancel"), 200)
-
-
-class Installation:
-    """All parts of Airflow, with a store and a ledger, on one machine."""
+class Scheduled(Installation):
+    """An Airflow with two topics that its DAGs read."""
 
     def __init__(self, folder: Path, broker: KafkaBroker) -> None:
-        self._folder = folder
         self.woken, self.hours = (broker.create_topic(f"scheduled-{name}", 2) for name in ("woken", "hours"))
-        for name in ("dags", "plugins"):
-            (folder / "project" / name).mkdir(parents=True)
         dags = _DAGS.replace("WOKEN", self.woken).replace("HOURS", self.hours)
-        (folder / "project" / "dags" / "scheduled.py").write_text(dags)
-        self.store, self._ledger = Store(f"file://{folder}/store"), f"sqlite:///{folder}/ledger.db"
-        extras = {
-            "kafka": {"bootstrap.servers": broker.bootstrap, "group.id": "scheduled"},
-            "ai_store": {"uri": self.store.root},
-            "ai_ledger": {"url": self._ledger},
-        }
-        connections = {f"{kind}_default": {"conn_type": kind, "extra": extra} for kind, extra in extras.items()}
-        port = free_port()
-        self.airflow = Person(f"http://127.0.0.1:{port}", write_password(folder))
-        env = settings(folder, folder / "project", port, connections)
-        self.services = Services(folder, env | {"PYTHONPATH": f"{PROJECT / 'src'}:{PROJECT}"})
-
-    def start(self) -> None:
-        self.services.run("airflow-db", [_AIRFLOW, "db", "migrate"])
-        self.services.start("airflow-api-server", [_AIRFLOW, "api-server", "--workers", "1"])
-        for part in PARTS:
-            own = ["--skip-serve-logs"] if part != "dag-processor" else []
-            self.services.start(f"airflow-{part}", [_AIRFLOW, part, *own])
-        self.services.wait("airflow-api-server", lambda _: self.airflow.answers())
-        self.airflow.log_in()
-        for dag in ("woken", "hours"):
-            self.services.wait("airflow-dag-processor", lambda _, dag=dag: self.airflow.dag_is_there(dag))
+        super().__init__(folder, dags, {"kafka": {"bootstrap.servers": broker.bootstrap, "group.id": "scheduled"}})
 
     def taken(self, dag: str) -> int:
         """How many rows the landed batches of a DAG have read."""
-        manifests = (json.loads(p.read_text()) for p in self._folder.glob(f"store/{dag}/batch/*/manifest.json"))
+        manifests = (json.loads(p.read_text()) for p in self.folder.glob(f"store/{dag}/batch/*/manifest.json"))
         return sum(manifest["counts"]["read"] for manifest in manifests)
 
     def files(self, dag: str) -> dict[Path, tuple[int, bytes]]:
         """Each file of a DAG's batches: when it was written, and its bytes."""
-        found = (path for path in (self._folder / "store" / dag).rglob("*") if path.is_file())
+        found = (path for path in (self.folder / "store" / dag).rglob("*") if path.is_file())
         return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in found}
 
     def landed(self, dag: str) -> dict[str, Any]:
         """Run id → its batch, of all claims of a DAG."""
-        return {claim.run_id: claim.ref for claim in open_ledger(self._ledger).claims(dag)}
+        return {claim.run_id: claim.ref for claim in open_ledger(self.ledger).claims(dag)}
 
     def backfill(self, dag: str, tries: int, *options: str) -> None:
         """Have all hours run by the scheduler, and wait until all of them are through."""
         last = START + timedelta(hours=HOURS - 1)
         span = ["--from-date", START.isoformat(), "--to-date", last.isoformat(), *options]
-        self.services.run(f"backfill-{tries}", [_AIRFLOW, "backfill", "create", "--dag-id", dag, *span])
+        self.services.run(f"backfill-{tries}", [AIRFLOW, "backfill", "create", "--dag-id", dag, *span])
         self.services.wait("airflow-scheduler", lambda _: all(self._is_through(dag, run, tries) for run in RUNS), 240)
         self.airflow.end_backfills(dag)
 
     def _is_through(self, dag: str, run_id: str, tries: int) -> bool:
-        state = self.airflow.run_state(dag, run_id)
         tasks = self.airflow.tasks(dag, run_id)
-        assert state != "failed", "\n".join(
-            line["event"] for task in tasks if task["state"] == "failed" for line in self.airflow.log(dag, run_id, task)
-        )
-        return state == "success" and {task["try_number"] for task in tasks} == {tries}
+        return self.is_through(dag, run_id) and {task["try_number"] for task in tasks} == {tries}
 
 
 RUNS = [f"backfill__{(START + timedelta(hours=hour + 1)).isoformat()}" for hour in range(HOURS)]
@@ -124,17 +82,17 @@ RUNS = [f"backfill__{(START + timedelta(hours=hour + 1)).isoformat()}" for hour 
 
 
 @pytest.fixture(scope="module")
-def installed(kafka_broker: KafkaBroker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+def installed(kafka_broker: KafkaBroker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scheduled]:
     folder = tmp_path_factory.mktemp("scheduled")
     try:
-        made = Installation(folder, kafka_broker)
-        made.start()
+        made = Scheduled(folder, kafka_broker)
+        made.start(["woken", "hours"])
         yield made
     finally:
         stop_all(folder)
 
 
-def test_a_burst_is_taken_by_runs_that_nobody_triggered(kafka_broker: KafkaBroker, installed: Installation) -> None:
+def test_a_burst_is_taken_by_runs_that_nobody_triggered(kafka_broker: KafkaBroker, installed: Scheduled) -> None:
     installed.airflow.pause("woken", False)
     producer = Producer({"bootstrap.servers": kafka_broker.bootstrap})
     for number in range(500):
@@ -145,7 +103,7 @@ def test_a_burst_is_taken_by_runs_that_nobody_triggered(kafka_broker: KafkaBroke
 
 
 def test_a_backfill_in_shards_takes_the_rows_of_each_interval_once(
-    kafka_broker: KafkaBroker, installed: Installation
+    kafka_broker: KafkaBroker, installed: Scheduled
 ) -> None:
     wanted = _fill(kafka_broker, installed.hours)
     installed.airflow.pause("hours", False)

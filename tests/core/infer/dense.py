@@ -6,6 +6,7 @@ import atexit
 import itertools
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,9 @@ def dense_onnx(widths: list[int], *, softmax: bool = True, seed: int = 0, rows: 
     return bytes(made.SerializeToString())
 
 
-def register_dense(uri: str, name: str, columns: list[str], *, seed: int = 0, **options: Any) -> str:
+def register_dense(
+    uri: str, name: str, columns: list[str], *, seed: int = 0, hidden: Sequence[int] = (), **options: Any
+) -> str:
     """Register a dense net over named columns, two classes, as a model's next version."""
     import mlflow
     from mlflow.models import ModelSignature
@@ -76,7 +79,7 @@ def register_dense(uri: str, name: str, columns: list[str], *, seed: int = 0, **
     mlflow.set_registry_uri(uri)
     mlflow.set_experiment("dense nets")  # MLflow remembers one of the registry before
     logged = mlflow.onnx.log_model(
-        onnx.load_from_string(dense_onnx([len(columns), 2], seed=seed)),
+        onnx.load_from_string(dense_onnx([len(columns), *hidden, 2], seed=seed)),
         name="model",
         registered_model_name=name,
         pip_requirements=[],
