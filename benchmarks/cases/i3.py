@@ -187,5 +187,5 @@ CASE = Case(
     make=make,
     check=check,
     contenders={"limit": open_limit, "ours": open_ours, "image by image": open_one_by_one},
-    packages=("onnxruntime", "pyarrow", "numpy", "pillow"),
+    packages=("onnxruntime", "pyarrow", "numpy", "pillow", "kornia-rs"),
 )
