@@ -65,7 +65,8 @@ class Case:
     :param check: raises AssertionError when what the contenders' first runs left in the folder is wrong.
     :param contenders: openers by name: ``limit``, ``ours``, then one per neighbour. An opener loads what it needs and
         returns the run.
-    :param packages: whose versions are recorded.
+    :param packages: whose versions are recorded, of those that are installed.
+    :param missing: why it cannot be run here at full size; empty when it can.
     """
 
     title: str
@@ -77,6 +78,7 @@ class Case:
     check: Callable[[Place], None]
     contenders: Mapping[str, Callable[[Place], Run]]
     packages: tuple[str, ...] = ()
+    missing: Callable[[], str] = str
 
 
 @dataclass
@@ -109,11 +111,14 @@ def load_case(name: str) -> Case:
 def run_case(name: str, *, quick: bool, rounds: int = 5) -> bool:
     """Run a case, print and record it.
 
-    :return: False when a contender failed or an output is wrong.
+    :return: False when a contender failed or an output is wrong; a case that cannot be run here says why.
     """
     case = load_case(name)
     size = case.sizes[1 if quick else 0]
     print(f"\n{name}: {case.title} ({size:,} {case.size_unit})", flush=True)
+    if not quick and case.missing():
+        print(f"  not run: {case.missing()}")
+        return True
     place = Place(Path(tempfile.mkdtemp(prefix=f"bench-{name.lower()}-")), size)
     load = os.getloadavg()[0]
     try:
@@ -327,5 +332,6 @@ def machine(load: float) -> dict[str, Any]:
 
 
 def versions(packages: tuple[str, ...]) -> dict[str, str]:
-    """Return the versions of Python and of the packages that a case names."""
-    return {"python": platform.python_version(), **{package: metadata.version(package) for package in packages}}
+    """Return the versions of Python and of the packages that a case names, of those that are installed."""
+    installed = [package for package in packages if next(metadata.distributions(name=package), None)]
+    return {"python": platform.python_version(), **{package: metadata.version(package) for package in installed}}

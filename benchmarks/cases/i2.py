@@ -12,17 +12,19 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from benchmarks import predicting
 from benchmarks.harness import Case, Place, Run
 
 PART_ROWS, LONGEST, VOCABULARY = 4_000, 256, 5_000
 SHAPE = {"hidden": 128, "layers": 2, "heads": 4, "vocabulary": VOCABULARY, "longest": LONGEST}
 
 
-def make(place: Place) -> None:
+def make(place: Place, shape: Mapping[str, int] = SHAPE) -> None:
     """Pin the model, land the rows: 8 to 256 tokens, 38 on average."""
     import numpy as np
     import pyarrow as pa
@@ -31,7 +33,7 @@ def make(place: Place) -> None:
     from airflow_ai_provider.core.store import Store
     from tests.core.infer.nets import sequence_pin
 
-    pin, folder = sequence_pin(**SHAPE)
+    pin, folder = sequence_pin(**shape)
     shutil.copytree(folder, place.folder / "model")
     (place.folder / "pin.json").write_text(json.dumps(pin.to_dict()), encoding="utf-8")
     random = np.random.default_rng(0)
@@ -45,7 +47,8 @@ def make(place: Place) -> None:
     (place.folder / "batch.json").write_text(json.dumps(ref.to_dict()), encoding="utf-8")
 
 
-def _lists(place: Place) -> list[Any]:
+def token_lists(place: Place) -> list[Any]:
+    """Read the rows' tokens, in the rows' order."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -55,13 +58,30 @@ def _lists(place: Place) -> list[Any]:
     return [np.asarray(value, np.int64) for value in column.to_pylist()]
 
 
-def _padded(lists: list[Any], rows: Any, width: int) -> dict[str, Any]:
+def padded(lists: list[Any], rows: Any, width: int) -> dict[str, Any]:
+    """Return what the model is given for some rows."""
     import numpy as np
 
     ids, mask = np.zeros((len(rows), width), np.int64), np.zeros((len(rows), width), np.int64)
     for place, row in enumerate(rows):
         ids[place, : len(lists[row])], mask[place, : len(lists[row])] = lists[row], 1
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def plan(lists: list[Any], budget: int) -> tuple[list[Any], list[dict[str, Any]]]:
+    """Sort by length over all rows; return the rows of each call of at most so many tokens, and what it is given."""
+    import numpy as np
+
+    lengths = np.array([len(tokens) for tokens in lists])
+    order = np.argsort(lengths, kind="stable")
+    groups, first = [], 0
+    while first < len(order):
+        end = first + 1
+        while end < len(order) and lengths[order[end]] * (end + 1 - first) <= budget:
+            end += 1
+        groups.append(order[first:end])
+        first = end
+    return groups, [padded(lists, rows, int(lengths[rows].max())) for rows in groups]
 
 
 class _Model:
@@ -110,21 +130,8 @@ def open_limit(place: Place) -> Run:
     """session.run on calls that are ready: sorted over all rows, each padded to its longest."""
     import numpy as np
 
-    lists = _lists(place)
-    lengths = np.array([len(tokens) for tokens in lists])
-    order = np.argsort(lengths, kind="stable")
-
-    def plan(budget: int) -> tuple[list[Any], list[dict[str, Any]]]:
-        groups, first = [], 0
-        while first < len(order):
-            end = first + 1
-            while end < len(order) and lengths[order[end]] * (end + 1 - first) <= budget:
-                end += 1
-            groups.append(order[first:end])
-            first = end
-        return groups, [_padded(lists, rows, int(lengths[rows].max())) for rows in groups]
-
-    model, plans = _Model(place), [plan(budget) for budget in (512, 1024, 2048, 8192)]
+    lists = token_lists(place)
+    model, plans = _Model(place), [plan(lists, budget) for budget in (512, 1024, 2048, 8192)]
     way, number = model.best([calls for _, calls in plans])
     groups, calls = plans[number]
     scores = np.zeros((len(lists), 3), np.float32)
@@ -141,35 +148,17 @@ def open_limit(place: Place) -> Run:
 
 def open_ours(place: Place) -> Run:
     """The verb itself: a landed batch in, landed predictions out."""
-    from airflow_ai_provider.core.batch import BatchRef, Pin
-    from airflow_ai_provider.core.infer.batch_size import SizeMemory
-    from airflow_ai_provider.core.infer.engine import open_engine
-    from airflow_ai_provider.core.infer.flow import infer
-    from airflow_ai_provider.core.store import Store
-
-    pin = Pin.from_dict(json.loads((place.folder / "pin.json").read_text(encoding="utf-8")))
-    batch = BatchRef.from_dict(json.loads((place.folder / "batch.json").read_text(encoding="utf-8")))
-    store = Store(str(place.folder / "store"))
-    engine = open_engine(pin, place.folder / "model", "cpu")
-    memory = SizeMemory(place.folder / "models")  # as the operator has it: a warm worker knows the model's best size
-
-    def run() -> float:
-        shutil.rmtree(place.folder / "store/ours", ignore_errors=True)
-        started = time.perf_counter()
-        infer(batch, pin, store, engine, pipeline="ours", memory=memory)
-        return time.perf_counter() - started
-
-    return run
+    return predicting.open_verb(place, "cpu")
 
 
 def _in_order(place: Place, *, to_longest: bool) -> Run:
     import numpy as np
 
-    lists, model = _lists(place), _Model(place)
+    lists, model = token_lists(place), _Model(place)
 
     def calls(rows: list[Any]) -> list[dict[str, Any]]:
         stretches = [range(start, min(start + 32, len(rows))) for start in range(0, len(rows), 32)]
-        return [_padded(rows, s, LONGEST if to_longest else max(len(rows[i]) for i in s)) for s in stretches]
+        return [padded(rows, s, LONGEST if to_longest else max(len(rows[i]) for i in s)) for s in stretches]
 
     way, _ = model.best([calls(lists[: 32 * 20])])
     np.save(place.folder / f"out/{'longest' if to_longest else 'arrival'}.npy", np.concatenate(way(calls(lists))))
@@ -191,23 +180,34 @@ def open_arrival(place: Place) -> Run:
 
 
 def check(place: Place) -> None:
-    """Hold every contender's output against the limit's, row by row; ours with the rows' ids in their order."""
+    """Hold every contender's output against the limit's, row by row."""
+    import numpy as np
+
+    expected = _softmax(np.load(place.folder / "out/limit.npy"))
+    for who in ("longest", "arrival"):
+        assert np.allclose(_softmax(np.load(place.folder / f"out/{who}.npy")), expected, atol=1e-4), who
+    check_ours(place, 1e-4)
+
+
+def check_ours(place: Place, tolerance: float) -> None:
+    """Hold ours against the limit's, row by row, with the rows' ids in their order."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    def softmax(logits: Any) -> Any:
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return powers / powers.sum(axis=1, keepdims=True)
-
-    expected = softmax(np.load(place.folder / "out/limit.npy"))
-    for who in ("longest", "arrival"):
-        assert np.allclose(softmax(np.load(place.folder / f"out/{who}.npy")), expected, atol=1e-4), who
+    expected = _softmax(np.load(place.folder / "out/limit.npy"))
     files: list[Path] = sorted((place.folder / "store/ours/predictions").glob("*/predictions/*.parquet"))
     found = pa.concat_tables([pq.read_table(path) for path in files])
     assert found["_row_id"].to_pylist() == [f"texts~0a1b2c3d/0/{i}" for i in range(place.size)]
     scores = np.asarray(found["probabilities"].combine_chunks().flatten()).reshape(-1, 3)
-    assert np.allclose(scores, expected, atol=1e-4), "ours: other probabilities"
+    assert np.allclose(scores, expected, atol=tolerance), "ours: other probabilities"
+
+
+def _softmax(logits: Any) -> Any:
+    import numpy as np
+
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
 
 
 CASE = Case(

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks import predicting
 from benchmarks.harness import Case, Place, Run
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def model() -> tuple[Pin, Path]:
     return pin_folder(folder, "onnx", signature, classes=[f"class {i}" for i in range(CLASSES)]), folder
 
 
-def images(count: int) -> pa.Table:
+def images(count: int, side: int = SIDE) -> pa.Table:
     """Make PNG files of smooth noise, which compress as photographs do and not as noise does."""
     import numpy as np
     import pyarrow as pa
@@ -48,35 +49,45 @@ def images(count: int) -> pa.Table:
     for _ in range(count):
         small = Image.fromarray(random.integers(0, 256, (8, 8, 3), np.uint8))
         sink = io.BytesIO()
-        small.resize((SIDE, SIDE), Image.Resampling.BILINEAR).save(sink, "png")
+        small.resize((side, side), Image.Resampling.BILINEAR).save(sink, "png")
         files.append(sink.getvalue())
     return pa.table({"_row_id": [f"images/{i}" for i in range(count)], "bytes": files})
 
 
 def make(place: Place) -> None:
     """Pin the model, land the images."""
+    land(place, *model(), SIDE, PART_ROWS)
+
+
+def land(place: Place, pin: Pin, folder: Path, side: int, part_rows: int) -> None:
+    """Land images of a size beside a pinned model."""
     from airflow_ai_provider.core.batch import ACCEPTED
     from airflow_ai_provider.core.store import Store
 
-    pin, folder = model()
     shutil.copytree(folder, place.folder / "model")
     shutil.rmtree(folder.parent)
     (place.folder / "pin.json").write_text(json.dumps(pin.to_dict()), encoding="utf-8")
-    writer, rows = Store(str(place.folder / "store")).open_batch("bench", "batch", "rows"), images(place.size)
-    for start in range(0, place.size, PART_ROWS):
-        writer.write(ACCEPTED, rows.slice(start, PART_ROWS))
+    writer, rows = Store(str(place.folder / "store")).open_batch("bench", "batch", "rows"), images(place.size, side)
+    for start in range(0, place.size, part_rows):
+        writer.write(ACCEPTED, rows.slice(start, part_rows))
     ref = writer.land({"read": place.size, "accepted": place.size, "quarantined": 0}, {})
     (place.folder / "batch.json").write_text(json.dumps(ref.to_dict()), encoding="utf-8")
 
 
-def _decoded(place: Place) -> Any:
-    import numpy as np
+def files(place: Place) -> list[bytes]:
+    """Read the rows' images, encoded, in the rows' order."""
     import pyarrow.parquet as pq
+
+    parts = sorted((place.folder / "store/bench/batch/rows/accepted").glob("*.parquet"))
+    return [data for path in parts for data in pq.read_table(path, columns=["bytes"])["bytes"].to_pylist()]
+
+
+def decoded(place: Place) -> Any:
+    """Return the rows' images as the model takes them."""
+    import numpy as np
     from PIL import Image
 
-    files = sorted((place.folder / "store/bench/batch/rows/accepted").glob("*.parquet"))
-    images = [data for path in files for data in pq.read_table(path, columns=["bytes"])["bytes"].to_pylist()]
-    pixels = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), np.float32) / 255 for data in images]
+    pixels = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), np.float32) / 255 for data in files(place)]
     return np.ascontiguousarray(np.stack(pixels).transpose(0, 3, 1, 2))
 
 
@@ -97,7 +108,7 @@ def open_limit(place: Place) -> Run:
     """session.run on images that are ready, the best of batch sizes, threads and sessions."""
     import numpy as np
 
-    images, cores = _decoded(place), len(os.sched_getaffinity(0))
+    images, cores = decoded(place), len(os.sched_getaffinity(0))
     shared, single, pool = _session(place, cores), _session(place, 1), ThreadPoolExecutor(cores)
 
     def together(batch: int, rows: Any) -> list[Any]:
@@ -131,30 +142,12 @@ def open_limit(place: Place) -> Run:
 
 def open_ours(place: Place) -> Run:
     """The verb itself: a landed batch in, landed predictions out."""
-    from airflow_ai_provider.core.batch import BatchRef, Pin
-    from airflow_ai_provider.core.infer.batch_size import SizeMemory
-    from airflow_ai_provider.core.infer.engine import open_engine
-    from airflow_ai_provider.core.infer.flow import infer
-    from airflow_ai_provider.core.store import Store
-
-    pin = Pin.from_dict(json.loads((place.folder / "pin.json").read_text(encoding="utf-8")))
-    batch = BatchRef.from_dict(json.loads((place.folder / "batch.json").read_text(encoding="utf-8")))
-    store = Store(str(place.folder / "store"))
-    engine = open_engine(pin, place.folder / "model", "cpu")
-    memory = SizeMemory(place.folder / "models")  # as the operator has it: a warm worker knows the model's best size
-
-    def run() -> float:
-        shutil.rmtree(place.folder / "store/ours", ignore_errors=True)
-        started = time.perf_counter()
-        infer(batch, pin, store, engine, pipeline="ours", memory=memory)
-        return time.perf_counter() - started
-
-    return run
+    return predicting.open_verb(place, "cpu")
 
 
 def open_one_by_one(place: Place) -> Run:
     """A call per image, on all cores."""
-    images, session = _decoded(place), _session(place, len(os.sched_getaffinity(0)))
+    images, session = decoded(place), _session(place, len(os.sched_getaffinity(0)))
 
     def run() -> None:
         for i in range(len(images)):
@@ -163,7 +156,7 @@ def open_one_by_one(place: Place) -> Run:
     return run
 
 
-def check(place: Place) -> None:
+def check(place: Place, tolerance: float = 1e-4) -> None:
     """Hold ours against the limit's logits, row by row, with the rows' ids in their order."""
     import numpy as np
     import pyarrow as pa
@@ -175,7 +168,7 @@ def check(place: Place) -> None:
     found = pa.concat_tables([pq.read_table(path) for path in files])
     assert found["_row_id"].to_pylist() == [f"images/{i}" for i in range(place.size)]
     scores = np.asarray(found["probabilities"].combine_chunks().flatten()).reshape(-1, CLASSES)
-    assert np.allclose(scores, powers / powers.sum(axis=1, keepdims=True), atol=1e-4), "other probabilities"
+    assert np.allclose(scores, powers / powers.sum(axis=1, keepdims=True), atol=tolerance), "other probabilities"
 
 
 CASE = Case(
